@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "net/connection.h"
+#include "broker/client.h"
 #include "base/crc32.h"
 #include "proto/blip_codec.h"
 #include "proto/mqtt_codec.h"
@@ -215,7 +215,7 @@ static uint64_t encode_reply(void) {
 
 static routes_t *routes;
 static uint64_t work;
-static connection_t subscribers[TOPICS];
+static client_t subscribers[TOPICS];
 static uint8_t names[TOPICS][32];
 static uint32_t name_size;
 #define LEVELS_MAX 64u
@@ -233,7 +233,7 @@ static bool routes_fill(void) {
     }
     for (uint32_t i = 0; well && i < 10; i++) {
         const char *filter = wildcards[i % 5];
-        connection_t *connection = &subscribers[i];
+        client_t *connection = &subscribers[i];
         well = route_subscribe(routes, connection, &connection->subscriptions, (const uint8_t *)filter,
                                (uint32_t)strlen(filter)) == 1;
     }

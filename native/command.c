@@ -26,7 +26,7 @@ typedef struct record {
 /* ---- Python's side ----------------------------------------------------------------------------------------------- */
 
 /* Room for one full INFO answer and some pending input, for any frame limit. */
-static uint64_t blob_bytes_max(const bq_t *bq) { return 4ull * bq->config.max_frame_bytes + (4u << 20); }
+static uint64_t blob_bytes_max(const bq_t *bq) { return 4ull * bq->broker.config.max_frame_bytes + (4u << 20); }
 
 static uint8_t *blob_new(bq_t *bq, const uint8_t *data, uint32_t size) {
     uint8_t *blob = malloc(size);
@@ -65,22 +65,22 @@ static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     bq_clock_t clock;
     if (size != sizeof clock) return;
     memcpy(&clock, bytes, sizeof clock);
-    timeline_clock(bq, &clock);
+    timeline_clock(&bq->broker, &clock);
 }
 
 static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
-    acl_t *acl = record->command.value ? acl_ref(&bq->acl, record->command.value) : NULL;
+    acl_t *acl = record->command.value ? acl_ref(&bq->broker.acl, record->command.value) : NULL;
     if (record->command.value && !acl) { /* refused: without its ACL the client could publish to every topic */
-        connection_close(bq, connection, BQ_CLOSE_MEMORY, "no memory for the ACL of its key");
+        connection_close(&bq->net, connection, BQ_CLOSE_MEMORY, "no memory for the ACL of its key");
         return;
     }
-    acl_unref(&bq->pool, connection->acl);
-    connection->acl = acl;
+    acl_unref(&bq->broker.pool, connection->client.acl);
+    connection->client.acl = acl;
     connection->admitted = true;
-    admission_leave(bq, connection);
-    wheel_remove(&bq->wheel, &connection->timer.wheel);
-    keepalive_begin(bq, connection);
-    connection->protocol->welcome(bq, connection, record->command.seq, text, record->text_size);
+    admission_leave(&bq->net, connection);
+    wheel_remove(&bq->broker.wheel, &connection->timer.wheel);
+    keepalive_begin(&bq->net, connection);
+    connection->client.protocol->welcome(&bq->broker, &connection->client, record->command.seq, text, record->text_size);
 }
 
 static consumer_request_t consumer_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -97,18 +97,18 @@ static consumer_request_t consumer_request(const record_t *record, const uint8_t
 }
 
 static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
-    connection->protocol->refuse(bq, connection, seq, outcome, why);
-    connection_resume(bq, connection, PAUSE_ANSWER);
+    connection->client.protocol->refuse(&bq->broker, &connection->client, seq, outcome, why);
+    client_resume(&bq->broker, &connection->client, PAUSE_ANSWER);
 }
 
 /* Members of a group receive only from the group. Every other QoS 1 subscriber is in the routes twice: as a consumer for QoS 1
  * publishes, and as a plain subscriber for QoS 0. Returns true if the connection now has the subscription, or already had it. */
 static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request) {
-    if (request->qos && !bq->wal) { /* a full or failed WAL still delivers its messages */
-        refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, commit_refusal(bq));
+    if (request->qos && !bq->broker.wal) { /* a full or failed WAL still delivers its messages */
+        refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, commit_refusal(&bq->broker));
         return false;
     }
-    if (!budget_part(bq, route_bytes(bq->routes))) {
+    if (!budget_part(&bq->broker, route_bytes(bq->broker.routes))) {
         refuse_subscribe(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE,
                          "subscriptions use a quarter of limits.memory_bytes, their maximum: end some, or raise it");
         return false;
@@ -116,24 +116,26 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
     int added = 0;
     bool remains;
     if (!request->group_size)
-        added = route_subscribe(bq->routes, connection, &connection->subscriptions, request->filter, request->filter_size);
+        added = route_subscribe(bq->broker.routes, &connection->client, &connection->client.subscriptions, request->filter,
+                                request->filter_size);
     if (added < 0) {
         bool memory = added == BQ_E_MEMORY;
         refuse_subscribe(bq, connection, seq, memory ? BQ_OUTCOME_UNAVAILABLE : BQ_OUTCOME_INVALID,
                          memory ? "the broker is out of memory: try again later" : "the filter is not valid");
         return false;
     }
-    if (added) connection->subscription_count++;
+    if (added) connection->client.subscription_count++;
     if (!request->group_size && !request->qos) {
-        connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
-        connection_resume(bq, connection, PAUSE_ANSWER);
+        connection->client.protocol->subscribed(&bq->broker, &connection->client, seq, request->filter, request->filter_size);
+        client_resume(&bq->broker, &connection->client, PAUSE_ANSWER);
         return true;
     }
-    bool in = consumer_subscribe(bq, connection, seq, request, added == 1, &remains);
-    if (request->group_size) wait_release(bq, &bq->group_waiters, UINT32_MAX); /* the new member may have room */
+    bool in = consumer_subscribe(&bq->broker, &connection->client, seq, request, added == 1, &remains);
+    if (request->group_size) wait_release(&bq->broker, &bq->broker.group_waiters, UINT32_MAX); /* the new member may have room */
     if (in) return true;
-    if (added && route_unsubscribe(bq->routes, connection, connection->subscriptions, request->filter, request->filter_size))
-        connection->subscription_count--;
+    if (added && route_unsubscribe(bq->broker.routes, &connection->client, connection->client.subscriptions, request->filter,
+                                   request->filter_size))
+        connection->client.subscription_count--;
     return remains || (!request->group_size && !added);
 }
 
@@ -141,9 +143,9 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
 static bool subscribe(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *filter, const uint8_t *data) {
     consumer_request_t request = consumer_request(record, filter, data);
     if (connection->state != CONNECTION_OPEN) return true; /* it is closing: no answer reaches it */
-    if (!event_room(bq)) return false;
+    if (!event_room(&bq->broker)) return false;
     if (!subscribe_now(bq, connection, record->command.seq, &request))
-        event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size,
+        event_unsubscribed(&bq->broker, &connection->client, filter, request.filter_size, request.group, request.group_size,
                            BQ_OUTCOME_UNAVAILABLE);
     return true;
 }
@@ -152,36 +154,40 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     consumer_request_t request = consumer_request(record, filter, data);
     uint64_t seq = record->command.seq;
     bool ended, pending, left = false;
-    if (!event_room(bq)) return false;
-    if (!consumer_unsubscribe(bq, connection, seq, &request, &ended, &pending)) return true;
+    if (!event_room(&bq->broker)) return false;
+    if (!consumer_unsubscribe(&bq->broker, &connection->client, seq, &request, &ended, &pending)) return true;
     if (!request.group_size)
-        left = route_unsubscribe(bq->routes, connection, connection->subscriptions, filter, record->text_size);
+        left = route_unsubscribe(bq->broker.routes, &connection->client, connection->client.subscriptions, filter,
+                                 record->text_size);
     if (left) {
-        connection->subscription_count--;
-        connection_release_waiters(bq, connection); /* their publishes may no longer be for this subscriber */
+        connection->client.subscription_count--;
+        client_release_waiters(&bq->broker, &connection->client); /* their publishes may no longer be for this subscriber */
     }
     if (ended || left)
-        event_unsubscribed(bq, connection, filter, request.filter_size, request.group, request.group_size, BQ_OUTCOME_DONE);
+        event_unsubscribed(&bq->broker, &connection->client, filter, request.filter_size, request.group, request.group_size,
+                           BQ_OUTCOME_DONE);
     if (pending) return true; /* the answer waits for the commit */
-    connection_resume(bq, connection, PAUSE_ANSWER);
+    client_resume(&bq->broker, &connection->client, PAUSE_ANSWER);
     if (ended || left)
-        connection->protocol->answer(bq, connection, seq, BQ_OUTCOME_DONE, NULL);
+        connection->client.protocol->answer(&bq->broker, &connection->client, seq, BQ_OUTCOME_DONE, NULL);
     else
-        connection->protocol->answer(bq, connection, seq, BQ_OUTCOME_NOT_FOUND, "this client has no such subscription");
+        connection->client.protocol->answer(&bq->broker, &connection->client, seq, BQ_OUTCOME_NOT_FOUND,
+                                            "this client has no such subscription");
     return true;
 }
 
 static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
-    if (command->flags & BQ_REPLY_DISCARD) connection_discard(bq, connection);
-    connection->protocol->forward(bq, connection, command, text, record->text_size, data, record->data_size);
-    if (command->flags & BQ_REPLY_CLOSE) connection_finish(bq, connection, BQ_CLOSE_BROKER, "refused by the broker");
+    if (command->flags & BQ_REPLY_DISCARD) connection_discard(&bq->net, connection);
+    connection->client.protocol->forward(&bq->broker, &connection->client, command, text, record->text_size, data,
+                                         record->data_size);
+    if (command->flags & BQ_REPLY_CLOSE) connection_finish(&bq->net, connection, BQ_CLOSE_BROKER, "refused by the broker");
 }
 
 /* Room for one more connection that comes from Python, not from a listener. */
 static bool room_for(bq_t *bq, const transport_ops_t *transport, const bq_peer_t *peer, bool trusted) {
-    if (bq->stopping || bq->open_count >= bq->config.max_connections) return false;
-    return trusted || admission_make_room(bq, transport, peer->address, peer->port);
+    if (bq->broker.stopping || bq->net.open_count >= bq->broker.config.max_connections) return false;
+    return trusted || admission_make_room(&bq->net, transport, peer->address, peer->port);
 }
 
 static const transport_ops_t *transport_of(const bq_command_t *command) {
@@ -189,38 +195,39 @@ static const transport_ops_t *transport_of(const bq_command_t *command) {
 }
 
 static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
-    if (!event_room(bq)) return false; /* no room for the answer: the command runs again */
+    if (!event_room(&bq->broker)) return false; /* no room for the answer: the command runs again */
     bq_peer_t peer = {0};
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
     connection_t *connection = room_for(bq, &transport_memory, &peer, trusted)
-                                   ? connection_open(bq, &transport_memory, -1, peer.address, peer.port, trusted)
+                                   ? connection_open(&bq->net, &transport_memory, -1, peer.address, peer.port, trusted)
                                    : NULL;
-    event_push(bq,
-               &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->handle : 0});
+    event_push(
+        &bq->broker,
+        &(bq_event_t){.type = BQ_EV_ATTACHED, .seq = record->command.seq, .conn = connection ? connection->client.handle : 0});
     if (!connection) return true;
     connection->trusted = trusted;
     connection->known = true;
-    connection_hurry(bq, connection, record->command.value);
-    bq->open_count++;
-    bq->stats.accepted++;
+    connection_hurry(&bq->net, connection, record->command.value);
+    bq->net.open_count++;
+    bq->broker.stats.accepted++;
     return true;
 }
 
 static void close_for(bq_t *bq, connection_t *connection, uint8_t code) {
-    connection_close(bq, connection, code, code == BQ_CLOSE_VANISHED ? "the client's machine no longer answers" : NULL);
+    connection_close(&bq->net, connection, code, code == BQ_CLOSE_VANISHED ? "the client's machine no longer answers" : NULL);
 }
 
 /* Commands for one connection. A connection that has closed meanwhile is not an error: Python will get its end event. */
 static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
-    connection_t *connection = connection_find(bq, record->command.conn);
+    connection_t *connection = connection_find(&bq->net, record->command.conn);
     if (!connection || connection->state == CONNECTION_DEAD) return true;
     switch (record->command.type) {
     case BQ_CMD_INPUT:
-        connection_memory_input(bq, connection, data, record->data_size);
-        if (record->command.flags & BQ_INPUT_END) connection_memory_end(bq, connection);
+        connection_memory_input(&bq->net, connection, data, record->data_size);
+        if (record->command.flags & BQ_INPUT_END) connection_memory_end(&bq->net, connection);
         return true;
-    case BQ_CMD_CREDIT: connection_credit(bq, connection, record->command.value); return true;
+    case BQ_CMD_CREDIT: connection_credit(&bq->net, connection, record->command.value); return true;
     case BQ_CMD_CLOSE: close_for(bq, connection, (uint8_t)record->command.code); return true;
     case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
     case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the commit */
@@ -230,30 +237,30 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     }
     /* A Reply with seq 0 belongs to no request, so it does not end one. */
     if (record->command.type == BQ_CMD_REPLY && (record->command.flags & BQ_REPLY_UNASKED)) return true;
-    admission_answered(bq, connection);
-    connection_resume(bq, connection, PAUSE_ANSWER);
+    admission_answered(&bq->net, connection);
+    client_resume(&bq->broker, &connection->client, PAUSE_ANSWER);
     return true;
 }
 
 static void adopt(bq_t *bq, int fd, const transport_ops_t *transport) {
     static const bq_peer_t none;
     connection_t *connection =
-        room_for(bq, transport, &none, false) ? connection_open(bq, transport, fd, none.address, 0, false) : NULL;
+        room_for(bq, transport, &none, false) ? connection_open(&bq->net, transport, fd, none.address, 0, false) : NULL;
     if (!connection) {
         poll_close(fd);
         return;
     }
-    keepalive_socket(bq, fd);
-    bq->open_count++;
-    bq->stats.accepted++;
+    keepalive_socket(&bq->net, fd);
+    bq->net.open_count++;
+    bq->broker.stats.accepted++;
 }
 
 static void acl(bq_t *bq, const record_t *record, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     if (command->flags & BQ_ACL_END)
-        acl_end(&bq->acl, &bq->pool, command->value);
+        acl_end(&bq->broker.acl, &bq->broker.pool, command->value);
     else
-        acl_set(&bq->acl, &bq->pool, command->value, command->flags & BQ_ACL_ALL, data, record->data_size);
+        acl_set(&bq->broker.acl, &bq->broker.pool, command->value, command->flags & BQ_ACL_ALL, data, record->data_size);
 }
 
 static const bq_secure_ops_t *table_of(const bq_command_t *command) { return (const bq_secure_ops_t *)(uintptr_t)command->value; }
@@ -261,32 +268,32 @@ static const bq_secure_ops_t *table_of(const bq_command_t *command) { return (co
 static void *context_of(const bq_command_t *command) { return (void *)(uintptr_t)command->seq; }
 
 static void secure_by(bq_t *bq, const bq_command_t *command) {
-    secure_context(bq, table_of(command), context_of(command), command->flags & BQ_SECURE_TELL);
+    secure_context(&bq->net, table_of(command), context_of(command), command->flags & BQ_SECURE_TELL);
 }
 
 static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
-    return event_consumers(bq, &(consumer_list_request_t){.seq = record->command.seq,
-                                                          .lag_min = record->command.value,
-                                                          .conn = record->command.conn,
-                                                          .begin = record->command.flags & BQ_CONSUMERS_BEGIN,
-                                                          .exact = record->command.flags & BQ_CONSUMERS_EXACT,
-                                                          .find = text,
-                                                          .find_size = record->text_size,
-                                                          .owner = data,
-                                                          .owner_size = record->data_size});
+    return event_consumers(&bq->broker, &(consumer_list_request_t){.seq = record->command.seq,
+                                                                   .lag_min = record->command.value,
+                                                                   .conn = record->command.conn,
+                                                                   .begin = record->command.flags & BQ_CONSUMERS_BEGIN,
+                                                                   .exact = record->command.flags & BQ_CONSUMERS_EXACT,
+                                                                   .find = text,
+                                                                   .find_size = record->text_size,
+                                                                   .owner = data,
+                                                                   .owner_size = record->data_size});
 }
 
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
-    case BQ_CMD_LISTEN: admission_listen(bq, (int)command->value, transport_of(command)); return true;
-    case BQ_CMD_UNLISTEN: admission_unlisten(bq); return true;
+    case BQ_CMD_LISTEN: admission_listen(&bq->net, (int)command->value, transport_of(command)); return true;
+    case BQ_CMD_UNLISTEN: admission_unlisten(&bq->net); return true;
     case BQ_CMD_ADOPT: adopt(bq, (int)command->value, transport_of(command)); return true;
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
     case BQ_CMD_CONSUMERS: return consumers_page(bq, record, text, data);
-    case BQ_CMD_CONSUMER_END: return consumer_end_by_id(bq, command->seq, command->value, data, record->data_size);
+    case BQ_CMD_CONSUMER_END: return consumer_end_by_id(&bq->broker, command->seq, command->value, data, record->data_size);
     case BQ_CMD_LIMITS: core_limits(bq, data, record->data_size); return true;
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_ACL: acl(bq, record, data); return true;
@@ -301,9 +308,9 @@ bool command_run_all(bq_t *bq) {
     const uint8_t *bytes;
     uint32_t count = 0;
     bq->command_waits = false;
-    uint64_t stop = work_done(bq) + WORK_COMMANDS;
-    while (count < COMMANDS_MAX && work_done(bq) < stop && (bytes = ring_peek(&bq->commands, &size))) {
-        bq->stats.work += WORK_COMMAND;
+    uint64_t stop = work_done(&bq->broker) + WORK_COMMANDS;
+    while (count < COMMANDS_MAX && work_done(&bq->broker) < stop && (bytes = ring_peek(&bq->commands, &size))) {
+        bq->broker.stats.work += WORK_COMMAND;
         record_t record;
         memcpy(&record, bytes, sizeof record);
         const uint8_t *text = bytes + sizeof record;

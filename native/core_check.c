@@ -27,37 +27,41 @@ static void check_connection(const connection_t *connection, uint64_t *inputs, u
     *inputs += connection->in_capacity;
     *credit += connection->credit_used;
     *unadmitted += connection->unadmitted;
-    core_assert(connection->transport && connection->protocol);
+    core_assert(connection->transport && connection->client.protocol);
+    core_assert(connection->client.live == (connection->state == CONNECTION_OPEN));
     core_assert(connection->in_start + (uint64_t)connection->in_size <= connection->in_capacity);
-    core_assert(connection->state == CONNECTION_OPEN || connection->state == CONNECTION_DEAD || !connection->subscriptions);
-    check_queue(&connection->queue);
+    core_assert(connection->state == CONNECTION_OPEN || connection->state == CONNECTION_DEAD ||
+                !connection->client.subscriptions);
+    check_queue(&connection->client.queue);
 }
 
 static void check_connections(bq_t *bq) {
     uint64_t inputs = 0, credit = 0;
     uint32_t count = 0, unadmitted = 0;
-    for (uint32_t slot = 0; slot < bq->chunk_count * CONNECTION_CHUNK; slot++) {
-        const connection_t *connection = core_slot(bq, slot);
+    for (uint32_t slot = 0; slot < bq->net.chunk_count * CONNECTION_CHUNK; slot++) {
+        const connection_t *connection = connection_slot(&bq->net, slot);
         if (connection->state == CONNECTION_FREE) continue;
         count++;
         check_connection(connection, &inputs, &credit, &unadmitted);
     }
-    core_assert(count == bq->open_count + bq->refused_count && count + bq->free_count == bq->chunk_count * CONNECTION_CHUNK);
-    core_assert(inputs == bq->input_bytes && credit == bq->credit_bytes && unadmitted == bq->admission.unadmitted);
+    core_assert(count == bq->net.open_count + bq->net.refused_count &&
+                count + bq->net.free_count == bq->net.chunk_count * CONNECTION_CHUNK);
+    core_assert(inputs == bq->net.input_bytes && credit == bq->broker.credit_bytes && unadmitted == bq->net.admission.unadmitted);
     for (uint32_t order = 0; order < FLUSH_LISTS; order++)
-        for (uint32_t i = 0; i < bq->dirty[order].count; i++) core_assert(bq->dirty[order].items[i]->dirty & 1u << order);
+        for (uint32_t i = 0; i < bq->broker.dirty[order].count; i++)
+            core_assert(bq->broker.dirty[order].items[i]->dirty & 1u << order);
 }
 
 /* Pending commits are in LSN order. */
 static void check_pending(const bq_t *bq) {
     uint64_t count = 0, bytes = 0, lsn = 0;
-    for (const pending_commit_t *pending = bq->pending; pending; pending = pending->next) {
+    for (const pending_commit_t *pending = bq->broker.pending; pending; pending = pending->next) {
         core_assert(pending->lsn >= lsn && pending->hold.buffer);
         lsn = pending->lsn;
         count++;
         bytes += sizeof *pending + pending->hold.size;
     }
-    core_assert(count == bq->pending_commits && bytes == bq->pending_bytes);
+    core_assert(count == bq->broker.pending_commits && bytes == bq->broker.pending_bytes);
 }
 
 static void check_consumer(const consumer_t *consumer) {
@@ -70,7 +74,7 @@ static void check_consumer(const consumer_t *consumer) {
         count++;
     }
     for (const member_t *member = consumer->members; member; member = member->next) {
-        core_assert(member->consumer == consumer && member->connection->state != CONNECTION_FREE);
+        core_assert(member->consumer == consumer && connection_of(member->client)->state != CONNECTION_FREE);
         members++;
     }
     core_assert(count == consumer->window_count && bytes == consumer->window_bytes && members == consumer->member_count);
@@ -79,14 +83,15 @@ static void check_consumer(const consumer_t *consumer) {
 
 static void check_consumers(const bq_t *bq) {
     uint32_t count = 0;
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next, count++) check_consumer(consumer);
-    core_assert(count == bq->consumers.count);
+    for (const consumer_t *consumer = bq->broker.consumers.all; consumer; consumer = consumer->next, count++)
+        check_consumer(consumer);
+    core_assert(count == bq->broker.consumers.count);
 }
 
 void core_check(bq_t *bq) {
-    bool small = bq->open_count + bq->consumers.count + bq->pending_commits < SMALL;
-    if (!small && bq->stats.turns % SELDOM) return;
-    core_assert(!bq->open.run.buffer); /* no run is open between two turns */
+    bool small = bq->net.open_count + bq->broker.consumers.count + bq->broker.pending_commits < SMALL;
+    if (!small && bq->broker.stats.turns % SELDOM) return;
+    core_assert(!bq->broker.open.run.buffer); /* no run is open between two turns */
     check_connections(bq);
     check_pending(bq);
     check_consumers(bq);

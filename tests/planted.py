@@ -145,16 +145,16 @@ BUGS: dict[str, Bug] = {
     "unsub_of_one_member_ends_the_group": bug(
         "consumer_table.c",
         (
-            "    registration_remove(bq, consumer, registration);\n    if (consumer->registrations) return false;",
+            "    registration_remove(broker, consumer, registration);\n    if (consumer->registrations) return false;",
             "    (void)registration;\n    while (consumer->registrations)"
-            " registration_remove(bq, consumer, consumer->registrations);",
+            " registration_remove(broker, consumer, consumer->registrations);",
         ),
     ),
     "suback_before_the_disk": bug(
         "consumer_table.c",
         (
-            "    commit_answer_wait(bq, connection, pending, (uint64_t)lsn);\n    registration->record_lsn = (uint64_t)lsn;",
-            "    commit_answer_wait(bq, connection, pending, wal_durable(bq->wal));\n"
+            "    commit_answer_wait(broker, client, pending, (uint64_t)lsn);\n    registration->record_lsn = (uint64_t)lsn;",
+            "    commit_answer_wait(broker, client, pending, wal_durable(broker->wal));\n"
             "    registration->record_lsn = (uint64_t)lsn;",
         ),
     ),
@@ -170,7 +170,7 @@ BUGS: dict[str, Bug] = {
         ),
     ),
     "quota_drops_instead_of_dead_letters": bug(
-        "consumer_quota.c", ("    if (bq->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;\n", "")
+        "consumer_quota.c", ("    if (broker->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;\n", "")
     ),
     # ---- deliveries
     "acknowledgement_forgotten_across_a_reconnect": bug(
@@ -185,9 +185,9 @@ BUGS: dict[str, Bug] = {
     "ack_timer_before_it_was_handed_over": bug(
         "consumer.c",
         (
-            "    flight_begin(bq, delivery, member);",
-            "    flight_begin(bq, delivery, member);\n"
-            "    if (member->qos) core_timer_set(bq, &delivery->hold.timer, ack_timeout_ms(bq, delivery));",
+            "    flight_begin(broker, delivery, member);",
+            "    flight_begin(broker, delivery, member);\n"
+            "    if (member->qos) timer_set(broker, &delivery->hold.timer, ack_timeout_ms(broker, delivery));",
         ),
         (
             "    } else if (delivery->place == DELIVERY_HANDED) {\n        flight_end(",
@@ -220,13 +220,13 @@ BUGS: dict[str, Bug] = {
     "dead_letter_without_room_dropped_uncounted": bug(
         "dead_letter.c",
         (
-            "        } else if (error == WAL_E_FULL && overtaken(bq, delivery)) {\n            continue;",
-            "        } else if (error == WAL_E_FULL) {\n            delivery_dead(bq, delivery);",
+            "        } else if (error == WAL_E_FULL && overtaken(broker, delivery)) {\n            continue;",
+            "        } else if (error == WAL_E_FULL) {\n            delivery_dead(broker, delivery);",
         ),
-        ("static bool overtaken(", "bool overtaken(bq_t *bq, const delivery_t *first);\nbool overtaken("),
+        ("static bool overtaken(", "bool overtaken(broker_t *broker, const delivery_t *first);\nbool overtaken("),
     ),
     "refused_sub_delivers": bug(
-        "commit.c", ("        if (!durable && pending->undo) consumer_subscribe_undo(bq, connection, pending);\n", "")
+        "commit.c", ("        if (!durable && pending->undo) consumer_subscribe_undo(broker, client, pending);\n", "")
     ),
     "message_settled_before_its_letter_is_on_disk": bug(
         "dead_letter.c",
@@ -234,24 +234,24 @@ BUGS: dict[str, Bug] = {
             "        return lsn > 0 ? 0 : lsn;",
             "        if (lsn <= 0) return lsn;\n"
             "        delivery->letter->delivery = NULL;\n        delivery->letter = NULL;\n"
-            "        delivery_dead(bq, delivery);\n        return 0;",
+            "        delivery_dead(broker, delivery);\n        return 0;",
         ),
     ),
     "quota_takes_what_lies_within_it": bug(
         "consumer_quota.c",
         (
-            "    uint64_t quota = bq->config.session_log_bytes, bytes = quota, lsn",
-            "    uint64_t quota = bq->config.session_log_bytes / 8, bytes = quota, lsn",
+            "    uint64_t quota = broker->config.session_log_bytes, bytes = quota, lsn",
+            "    uint64_t quota = broker->config.session_log_bytes / 8, bytes = quota, lsn",
         ),
     ),
     "letter_of_the_quota_is_not_written": bug(
-        "consumer_quota.c", ("    dead_letter_send(bq, delivery);\n", "    delivery_dead(bq, delivery);\n")
+        "consumer_quota.c", ("    dead_letter_send(broker, delivery);\n", "    delivery_dead(broker, delivery);\n")
     ),
     "subscription_ends_in_half_the_time": bug(
         "consumer_expire.c",
         (
-            "away_ms >= bq->config.session_expiry_ms;",
-            "away_ms >= bq->config.session_expiry_ms / 2;",
+            "away_ms >= broker->config.session_expiry_ms;",
+            "away_ms >= broker->config.session_expiry_ms / 2;",
         ),
     ),
     # ---- time
@@ -262,8 +262,8 @@ BUGS: dict[str, Bug] = {
     "time_to_live_judged_late": bug(
         "consumer.c",
         (
-            "delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;",
-            "delivery->expiry_tick && delivery->expiry_tick + 2000 <= bq->wheel.now;",
+            "delivery->expiry_tick && delivery->expiry_tick <= broker->wheel.now;",
+            "delivery->expiry_tick && delivery->expiry_tick + 2000 <= broker->wheel.now;",
         ),
     ),
     "time_line_falls_back_after_a_kill": bug(
@@ -288,34 +288,37 @@ BUGS: dict[str, Bug] = {
     "qos_0_behind_the_disk_outside_the_budget": bug(
         "commit.c",
         (
-            "    return connection->pending_bytes < PENDING_BYTES_OWN && budget_part(bq, bq->pending_bytes) && !budget_over(bq);",
-            "    return connection->pending_bytes < UINT64_MAX && bq;",
+            "    return client->pending_bytes < PENDING_BYTES_OWN &&"
+            " budget_part(broker, broker->pending_bytes) && !budget_over(broker);",
+            "    return client->pending_bytes < UINT64_MAX && broker;",
         ),
     ),
     "blocked_group_outside_the_budget": bug(
         "publish.c",
-        ("    if (target->blocked && target->queue.messages && budget_over(bq)) return false;\n", ""),
+        ("    if (target->blocked && target->queue.messages && budget_over(broker)) return false;\n", ""),
     ),
     "marked_copies_outside_the_budget": bug(
         "consumer.c",
         (
-            "budget_over(bq) && delivery->consumer->flight_count ? NULL : shared_reserve(bq, size);",
-            "shared_reserve(bq, size);",
+            "budget_over(broker) && delivery->consumer->flight_count ? NULL : shared_reserve(broker, size);",
+            "shared_reserve(broker, size);",
         ),
         ("    if (other && other->id == delivery->id &&", "    if (other && other->id == delivery->id + 1 &&"),
     ),
     "output_through_python_outside_the_budget": bug(
         "transport_memory.c",
-        ("budget_part(bq, bq->credit_bytes) ? CREDIT_BYTES : MEMORY_CHUNK_BYTES;", "CREDIT_BYTES;"),
+        ("budget_part(&net->broker, net->broker.credit_bytes) ? CREDIT_BYTES : MEMORY_CHUNK_BYTES;", "CREDIT_BYTES;"),
     ),
-    "output_through_python_never_counted_back": bug("transport_memory.c", ("    bq->credit_bytes -= back;\n", "")),
-    "held_bytes_never_counted_back": bug("commit.c", ("    bq->pending_bytes -= pending_bytes(pending);\n", "")),
+    "output_through_python_never_counted_back": bug(
+        "transport_memory.c", ("    net->broker.credit_bytes -= back;\n", "")
+    ),
+    "held_bytes_never_counted_back": bug("commit.c", ("    broker->pending_bytes -= pending_bytes(pending);\n", "")),
     # ---- lost peers ----
     "silent_client_keeps_its_place": bug(
         "keepalive.c",
         (
-            "uint64_t silent_ms = bq->now_ms - connection->heard_ms;",
-            "uint64_t silent_ms = (bq->now_ms - connection->heard_ms) % most_ms;",
+            "uint64_t silent_ms = net->broker.now_ms - connection->heard_ms;",
+            "uint64_t silent_ms = (net->broker.now_ms - connection->heard_ms) % most_ms;",
         ),
     ),
 }

@@ -12,18 +12,17 @@
 #ifndef BQ_BUDGET_H
 #define BQ_BUDGET_H
 
-#include "core.h"
+#include "broker/broker.h"
 
 #define PENDING_BYTES_OWN (256u << 10) /* pending publishes of one connection; above this its QoS 0 publishes wait too */
-#define CONTROL_BYTES_SHORT (4u << 10) /* replaces CONTROL_BYTES_MAX over the budget */
 
-static inline bool budget_part(const bq_t *bq, uint64_t bytes) {
-    return !bq->config.memory_bytes || bytes <= bq->config.memory_bytes / 4;
+static inline bool budget_part(const broker_t *broker, uint64_t bytes) {
+    return !broker->config.memory_bytes || bytes <= broker->config.memory_bytes / 4;
 }
 
-static inline bool budget_over(const bq_t *bq) {
-    uint64_t used = bq->pool.used_bytes - bq->pool.free_bytes + bq->credit_bytes;
-    return bq->config.memory_bytes && used > bq->config.memory_bytes;
+static inline bool budget_over(const broker_t *broker) {
+    uint64_t used = broker->pool.used_bytes - broker->pool.free_bytes + broker->credit_bytes;
+    return broker->config.memory_bytes && used > broker->config.memory_bytes;
 }
 
 #endif

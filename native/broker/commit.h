@@ -10,8 +10,8 @@
 #include "broker/outqueue.h"
 #include "proto/encoding.h"
 
-struct bq;
-struct connection;
+struct broker;
+struct client;
 struct consumer;
 struct topic;
 
@@ -70,32 +70,35 @@ enum commit_outcome { COMMIT_PENDING, COMMIT_LATER, COMMIT_REFUSED };
 
 /* Appends a QoS 1 publish to the WAL and queues it. COMMIT_LATER: the batch is full, retry after it is written. COMMIT_REFUSED:
  * *why. */
-enum commit_outcome commit_publish(struct bq *bq, struct connection *connection, uint64_t seq, const message_t *message,
+enum commit_outcome commit_publish(struct broker *broker, struct client *client, uint64_t seq, const message_t *message,
                                    const char **why);
 struct dead_letter;
 /* Appends a dead letter to the WAL and queues it; dead_letter_written reports the result. Returns the LSN, or wal_append's
  * error. */
-int64_t commit_dead_letter(struct bq *bq, const struct dead_letter *letter);
+int64_t commit_dead_letter(struct broker *broker, const struct dead_letter *letter);
 /* The same when only QoS 0 subscribers match: nothing is written to the WAL. False: no memory. */
-bool commit_dead_letter_follow(struct bq *bq, const struct dead_letter *letter);
+bool commit_dead_letter_follow(struct broker *broker, const struct dead_letter *letter);
 /* Whether a QoS 0 publish may be queued too. False: its publisher waits. */
-bool commit_follow_room(const struct bq *bq, const struct connection *connection);
-bool commit_follow(struct bq *bq, struct connection *connection, const message_t *message); /* false: no memory */
+bool commit_follow_room(const struct broker *broker, const struct client *client);
+/* The client's input waits for the next commit. */
+void commit_wait(struct broker *broker, struct client *client);
+bool commit_follow(struct broker *broker, struct client *client, const message_t *message); /* false: no memory */
 /* Allocates the answer before the record is appended: no record without an answer. commit_answer_wait queues it when the LSN is
  * known. The answer contains the first `size` bytes of `text`. */
-pending_commit_t *commit_answer_new(struct bq *bq, struct connection *connection, uint64_t seq, enum pending_kind kind,
+pending_commit_t *commit_answer_new(struct broker *broker, struct client *client, uint64_t seq, enum pending_kind kind,
                                     const uint8_t *text, uint32_t size, uint32_t more); /* NULL: no memory */
-void commit_answer_wait(struct bq *bq, struct connection *connection, pending_commit_t *pending, uint64_t lsn);
-void commit_answer_drop(struct bq *bq, pending_commit_t *pending);
-bool commit_answer(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t lsn, enum pending_kind kind,
+void commit_answer_wait(struct broker *broker, struct client *client, pending_commit_t *pending, uint64_t lsn);
+void commit_answer_drop(struct broker *broker, pending_commit_t *pending);
+bool commit_answer(struct broker *broker, struct client *client, uint64_t seq, uint64_t lsn, enum pending_kind kind,
                    const uint8_t *text, uint32_t size);
 
-void commit_turn(struct bq *bq);  /* start of a turn: dispatches and answers durable entries */
-void commit_end(struct bq *bq);   /* stop deadline reached: QoS 0 publishes no longer wait for the disk */
-void commit_begin(struct bq *bq); /* end of a turn: appends acks; commits the batch when due */
-int commit_open(struct bq *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report);
-int64_t commit_due_ms(struct bq *bq); /* milliseconds until the next timed commit; -1: none */
-void commit_close(struct bq *bq);     /* before the core is freed: writes a checkpoint, closes the WAL, refuses pending commits */
-const char *commit_refusal(const struct bq *bq); /* why QoS 1 is not available now; NULL: it is */
+void commit_turn(struct broker *broker);  /* start of a turn: dispatches and answers durable entries */
+void commit_end(struct broker *broker);   /* stop deadline reached: QoS 0 publishes no longer wait for the disk */
+void commit_begin(struct broker *broker); /* end of a turn: appends acks; commits the batch when due */
+int commit_open(struct broker *broker, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report);
+int64_t commit_due_ms(struct broker *broker); /* milliseconds until the next timed commit; -1: none */
+void commit_close(
+    struct broker *broker); /* before the core is freed: writes a checkpoint, closes the WAL, refuses pending commits */
+const char *commit_refusal(const struct broker *broker); /* why QoS 1 is not available now; NULL: it is */
 
 #endif

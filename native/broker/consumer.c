@@ -3,15 +3,15 @@
 #include "broker/consumer_flight.h"
 #include "broker/commit.h"
 #include "broker/budget.h"
-#include "core.h"
+#include "broker/broker.h"
 
 #define BACKOFF_DOUBLINGS_MAX 5u /* the ack timeout doubles up to 32 times its value */
 
 /* ---- the window -------------------------------------------------------------------------------------------------- */
 
-void consumer_pump_later(bq_t *bq, consumer_t *consumer) {
+void consumer_pump_later(broker_t *broker, consumer_t *consumer) {
     if (consumer->pumping) return;
-    consumers_t *consumers = &bq->consumers;
+    consumers_t *consumers = &broker->consumers;
     consumer->pumping = true;
     consumer->pump_next = NULL;
     consumer->pump_link = consumers->pump_tail;
@@ -20,31 +20,32 @@ void consumer_pump_later(bq_t *bq, consumer_t *consumer) {
     consumers->pump_count++;
 }
 
-void consumer_pump_never(bq_t *bq, consumer_t *consumer) {
+void consumer_pump_never(broker_t *broker, consumer_t *consumer) {
     if (!consumer->pumping) return;
     consumer->pumping = false;
     *consumer->pump_link = consumer->pump_next;
     if (consumer->pump_next)
         consumer->pump_next->pump_link = consumer->pump_link;
     else
-        bq->consumers.pump_tail = consumer->pump_link;
-    bq->consumers.pump_count--;
+        broker->consumers.pump_tail = consumer->pump_link;
+    broker->consumers.pump_count--;
 }
 
-void consumer_floor_update(bq_t *bq, consumer_t *consumer) {
+void consumer_floor_update(broker_t *broker, consumer_t *consumer) {
     if (consumer->head && !(consumer->behind && consumer->next_lsn < consumer->head->lsn))
         consumer->floor_lsn = consumer->head->lsn - 1;
     else
-        consumer->floor_lsn = consumer->behind ? consumer->next_lsn - 1 : bq->dispatched_lsn;
+        consumer->floor_lsn = consumer->behind ? consumer->next_lsn - 1 : broker->dispatched_lsn;
 }
 
-static delivery_t **marked_slot(bq_t *bq, uint64_t id) { return &bq->consumers.marked[id % MARKED_SLOTS]; }
+static delivery_t **marked_slot(broker_t *broker, uint64_t id) { return &broker->consumers.marked[id % MARKED_SLOTS]; }
 
-void delivery_free(bq_t *bq, delivery_t *delivery) {
+void delivery_free(broker_t *broker, delivery_t *delivery) {
     consumer_t *consumer = delivery->consumer;
-    flight_forget(bq, delivery);
-    if (delivery->given_up) dead_letter_forget(bq, delivery);
-    if (BQ_UNLIKELY(delivery->marked) && *marked_slot(bq, delivery->id) == delivery) *marked_slot(bq, delivery->id) = NULL;
+    flight_forget(broker, delivery);
+    if (delivery->given_up) dead_letter_forget(broker, delivery);
+    if (BQ_UNLIKELY(delivery->marked) && *marked_slot(broker, delivery->id) == delivery)
+        *marked_slot(broker, delivery->id) = NULL;
     if (consumer->cursor == delivery) consumer->cursor = delivery->next;
     if (delivery->previous)
         delivery->previous->next = delivery->next;
@@ -56,35 +57,35 @@ void delivery_free(bq_t *bq, delivery_t *delivery) {
         consumer->tail = delivery->previous;
     consumer->window_count--;
     consumer->window_bytes -= delivery->hold.size;
-    wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
-    buffer_unlink(&bq->buffers, &delivery->hold);
-    pool_free(&bq->pool, delivery, sizeof *delivery);
+    wheel_remove(&broker->wheel, &delivery->hold.timer.wheel);
+    buffer_unlink(&broker->buffers, &delivery->hold);
+    pool_free(&broker->pool, delivery, sizeof *delivery);
 }
 
 /* Settles one delivery and counts the reason in `counter`. */
-static void delivery_settle(bq_t *bq, delivery_t *delivery, uint64_t *counter, uint64_t *total) {
+static void delivery_settle(broker_t *broker, delivery_t *delivery, uint64_t *counter, uint64_t *total) {
     consumer_t *consumer = delivery->consumer;
     (*counter)++;
     (*total)++;
-    bq->stats.enqueued++; /* counted at the end, so that the sum over all outcomes is always correct */
+    broker->stats.enqueued++; /* counted at the end, so that the sum over all outcomes is always correct */
     consumer->settled++;
     if (BQ_UNLIKELY(delivery->previous != NULL)) { /* settled before an older one */
         if (delivery->lsn > consumer->touched_lsn) consumer->touched_lsn = delivery->lsn;
         if (delivery->lsn > consumer->hole_lsn) consumer->hole_lsn = delivery->lsn;
     }
-    delivery_free(bq, delivery);
-    consumer_floor_update(bq, consumer);
-    consumer_pump_later(bq, consumer);
+    delivery_free(broker, delivery);
+    consumer_floor_update(broker, consumer);
+    consumer_pump_later(broker, consumer);
 }
 
 /* Room for the deliveries in flight and as many again, so that the next ones are ready when acknowledgements come. A consumer
  * that is not durable cannot read the rest from the WAL: its window is its queue, with the usual queue limit. */
-bool consumer_has_room(const bq_t *bq, const consumer_t *consumer, uint32_t size) {
-    if (consumer->window_count && budget_over(bq)) return false;
-    uint32_t count_max = bq->config.max_in_flight * (consumer->member_count > 1 ? consumer->member_count + 1 : 2);
-    if (!consumer->durable && count_max < bq->config.subscriber_messages) count_max = bq->config.subscriber_messages;
+bool consumer_has_room(const broker_t *broker, const consumer_t *consumer, uint32_t size) {
+    if (consumer->window_count && budget_over(broker)) return false;
+    uint32_t count_max = broker->config.max_in_flight * (consumer->member_count > 1 ? consumer->member_count + 1 : 2);
+    if (!consumer->durable && count_max < broker->config.subscriber_messages) count_max = broker->config.subscriber_messages;
     return consumer->window_count == 0 ||
-           (consumer->window_count < count_max && consumer->window_bytes + size <= bq->config.subscriber_bytes);
+           (consumer->window_count < count_max && consumer->window_bytes + size <= broker->config.subscriber_bytes);
 }
 
 /* Sets each field: gcc compiles clearing this size to a slow `rep stos`. The fields of a hold that only queue entries use are
@@ -107,9 +108,9 @@ static inline void delivery_init(delivery_t *delivery, consumer_t *consumer, uin
 }
 
 /* Adds a frame in a buffer to the window, usually at the end. */
-delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
+delivery_t *delivery_add(broker_t *broker, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
                          uint64_t id, uint64_t expiry_tick) {
-    delivery_t *delivery = pool_alloc(&bq->pool, sizeof *delivery);
+    delivery_t *delivery = pool_alloc(&broker->pool, sizeof *delivery);
     if (!delivery) return NULL;
     delivery_t *before = consumer->tail;
     /* a given-up delivery stays when the window is released */
@@ -128,36 +129,36 @@ delivery_t *delivery_add(bq_t *bq, consumer_t *consumer, buffer_t *buffer, uint3
     if (!consumer->cursor || consumer->cursor->lsn > lsn) consumer->cursor = delivery;
     consumer->window_count++;
     consumer->window_bytes += size;
-    if (expiry_tick) wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, expiry_tick);
+    if (expiry_tick) wheel_insert(&broker->wheel, &delivery->hold.timer.wheel, expiry_tick);
     return delivery;
 }
 
-void delivery_recall(bq_t *bq, delivery_t *delivery, const history_entry_t *entry) {
+void delivery_recall(broker_t *broker, delivery_t *delivery, const history_entry_t *entry) {
     delivery->deliveries = entry->deliveries;
     delivery->redelivered |= entry->deliveries > 0 || entry->flags & HISTORY_REDELIVERED;
     delivery->killed = (entry->flags & HISTORY_KILLED) != 0;
-    if (delivery->deliveries >= bq->config.max_deliveries) dead_letter_send(bq, delivery); /* no try is left */
+    if (delivery->deliveries >= broker->config.max_deliveries) dead_letter_send(broker, delivery); /* no try is left */
 }
 
-void consumer_fall_behind(bq_t *bq, consumer_t *consumer, uint64_t lsn) {
+void consumer_fall_behind(broker_t *broker, consumer_t *consumer, uint64_t lsn) {
     if (consumer->behind) return;
     consumer->behind = true;
     consumer->next_lsn = lsn;
     consumer->behind_stamp_ms = 0;
-    consumer_pump_later(bq, consumer); /* needed if the window is empty: no acknowledgement will come */
+    consumer_pump_later(broker, consumer); /* needed if the window is empty: no acknowledgement will come */
 }
 
 /* The window is the queue, and deliveries in flight cannot be removed. So the new message is dropped under every policy. */
-static void overflow(bq_t *bq, consumer_t *consumer) {
+static void overflow(broker_t *broker, consumer_t *consumer) {
     consumer->dropped_queue_full++;
-    bq->stats.dropped_queue_full++;
-    bq->stats.enqueued++;
+    broker->stats.dropped_queue_full++;
+    broker->stats.enqueued++;
 }
 
 /* ---- sending ----------------------------------------------------------------------------------------------------- */
 
-static void bytes_move(bq_t *bq, delivery_t *delivery, buffer_t *buffer, uint32_t offset) {
-    buffer_unlink(&bq->buffers, &delivery->hold);
+static void bytes_move(broker_t *broker, delivery_t *delivery, buffer_t *buffer, uint32_t offset) {
+    buffer_unlink(&broker->buffers, &delivery->hold);
     delivery->hold.offset = offset;
     buffer_link(buffer, &delivery->hold);
     delivery->marked = true;
@@ -165,66 +166,66 @@ static void bytes_move(bq_t *bq, delivery_t *delivery, buffer_t *buffer, uint32_
 
 /* Writes a copy of the frame with the redelivered flag. Other consumers may still be sending the old bytes, so they stay
  * unchanged. */
-static bool mark_redelivered(bq_t *bq, delivery_t *delivery) {
-    delivery_t **slot = marked_slot(bq, delivery->id), *other = *slot;
+static bool mark_redelivered(broker_t *broker, delivery_t *delivery) {
+    delivery_t **slot = marked_slot(broker, delivery->id), *other = *slot;
     uint32_t size = delivery->hold.size;
     if (other && other->id == delivery->id && other->hold.size == size) {
-        bytes_move(bq, delivery, other->hold.buffer, other->hold.offset);
+        bytes_move(broker, delivery, other->hold.buffer, other->hold.offset);
         return true;
     }
-    uint8_t *out = budget_over(bq) && delivery->consumer->flight_count ? NULL : shared_reserve(bq, size);
+    uint8_t *out = budget_over(broker) && delivery->consumer->flight_count ? NULL : shared_reserve(broker, size);
     if (!out) return false;
     memcpy(out, delivery->hold.buffer->bytes + delivery->hold.offset, size);
     message_mark_redelivered(out);
-    buffer_t *buffer = bq->buffers.open;
+    buffer_t *buffer = broker->buffers.open;
     uint32_t offset = buffer->used;
-    buffer_commit(&bq->buffers, size);
-    bytes_move(bq, delivery, buffer, offset);
+    buffer_commit(&broker->buffers, size);
+    bytes_move(broker, delivery, buffer, offset);
     *slot = delivery;
     return true;
 }
 
 /* Writes a copy of the frame for a QoS 0 member. */
-static bool quiet_copy(bq_t *bq, const delivery_t *delivery, queue_run_t *run) {
-    if (budget_over(bq)) { /* each group needs its own copy: wait for memory */
-        consumer_pump_later(bq, delivery->consumer);
+static bool quiet_copy(broker_t *broker, const delivery_t *delivery, queue_run_t *run) {
+    if (budget_over(broker)) { /* each group needs its own copy: wait for memory */
+        consumer_pump_later(broker, delivery->consumer);
         return false;
     }
-    uint8_t *out = shared_reserve(bq, run->size);
+    uint8_t *out = shared_reserve(broker, run->size);
     if (!out) return false;
     memcpy(out, delivery->hold.buffer->bytes + delivery->hold.offset, run->size);
     message_mark_qos0(out);
-    run->buffer = bq->buffers.open;
+    run->buffer = broker->buffers.open;
     run->offset = run->buffer->used;
-    buffer_commit(&bq->buffers, run->size);
+    buffer_commit(&broker->buffers, run->size);
     return true;
 }
 
-static uint64_t ack_timeout_ms(const bq_t *bq, const delivery_t *delivery) {
+static uint64_t ack_timeout_ms(const broker_t *broker, const delivery_t *delivery) {
     uint32_t doublings = delivery->deliveries < BACKOFF_DOUBLINGS_MAX ? delivery->deliveries : BACKOFF_DOUBLINGS_MAX;
-    return (uint64_t)bq->config.ack_timeout_ms << doublings;
+    return (uint64_t)broker->config.ack_timeout_ms << doublings;
 }
 
 /* A message whose last connection closed before an ack, and that has one try left, is sent alone. If the connection closes again,
  * other deliveries must not be affected. */
-static bool tries_alone(const bq_t *bq, const delivery_t *delivery) {
-    return delivery->killed && delivery->deliveries + 1 >= bq->config.max_deliveries;
+static bool tries_alone(const broker_t *broker, const delivery_t *delivery) {
+    return delivery->killed && delivery->deliveries + 1 >= broker->config.max_deliveries;
 }
 
-static bool send_to(bq_t *bq, delivery_t *delivery, member_t *member) {
-    if (BQ_UNLIKELY(delivery->redelivered) && !delivery->marked && !mark_redelivered(bq, delivery)) return false;
+static bool send_to(broker_t *broker, delivery_t *delivery, member_t *member) {
+    if (BQ_UNLIKELY(delivery->redelivered) && !delivery->marked && !mark_redelivered(broker, delivery)) return false;
     queue_run_t run = {.buffer = delivery->hold.buffer, .offset = delivery->hold.offset, .size = delivery->hold.size};
-    if (BQ_UNLIKELY(!member->qos) && !quiet_copy(bq, delivery, &run)) return false;
-    if (!queue_push_kept(&member->connection->queue, &bq->queues, &run, &delivery->hold)) return false;
-    connection_mark_dirty(bq, member->connection, bq->flush_order);
-    flight_begin(bq, delivery, member);
-    bq->stats.work += WORK_DELIVERY;
-    if (BQ_UNLIKELY(delivery->killed)) delivery->alone = member->alone = tries_alone(bq, delivery);
+    if (BQ_UNLIKELY(!member->qos) && !quiet_copy(broker, delivery, &run)) return false;
+    if (!queue_push_kept(&member->client->queue, &broker->queues, &run, &delivery->hold)) return false;
+    client_mark_dirty(broker, member->client, broker->flush_order);
+    flight_begin(broker, delivery, member);
+    broker->stats.work += WORK_DELIVERY;
+    if (BQ_UNLIKELY(delivery->killed)) delivery->alone = member->alone = tries_alone(broker, delivery);
     return true;
 }
 
 void delivery_handed(void *context, queue_entry_t *hold) {
-    bq_t *bq = context;
+    broker_t *broker = context;
     delivery_t *delivery = (delivery_t *)(void *)hold;
     consumer_t *consumer = delivery->consumer;
     uint64_t settled = 0;
@@ -232,48 +233,48 @@ void delivery_handed(void *context, queue_entry_t *hold) {
     if (delivery->lsn > consumer->touched_lsn) consumer->touched_lsn = delivery->lsn;
     if (delivery->redelivered) {
         consumer->redelivered++;
-        bq->stats.redelivered++;
+        broker->stats.redelivered++;
     }
     if (delivery->now.member->qos) {
-        core_timer_set(bq, &delivery->hold.timer, ack_timeout_ms(bq, delivery));
+        timer_set(broker, &delivery->hold.timer, ack_timeout_ms(broker, delivery));
         delivery->deliveries++;
     } else {
-        delivery_settle(bq, delivery, &settled, &bq->stats.delivered);
+        delivery_settle(broker, delivery, &settled, &broker->stats.delivered);
     }
 }
 
 /* The next live member with fewer than `flight_max` messages in flight; NULL: none. A group may have thousands of members: when
  * none can take more, the search is not repeated until one can. */
-static member_t *member_in_turn(bq_t *bq, consumer_t *consumer, uint32_t flight_max) {
+static member_t *member_in_turn(broker_t *broker, consumer_t *consumer, uint32_t flight_max) {
     if (flight_max <= consumer->full_at) return NULL;
     for (uint32_t i = 0; i < consumer->member_count; i++) {
         member_t *member = consumer->turn ? consumer->turn : consumer->members;
         consumer->turn = member->next;
-        if (member->connection->state != CONNECTION_OPEN || member->flight_count >= flight_max || member->alone) continue;
-        if (BQ_UNLIKELY(i >= WORK_MEMBERS)) bq->stats.work += i / WORK_MEMBERS;
+        if (!member->client->live || member->flight_count >= flight_max || member->alone) continue;
+        if (BQ_UNLIKELY(i >= WORK_MEMBERS)) broker->stats.work += i / WORK_MEMBERS;
         return member;
     }
-    bq->stats.work += consumer->member_count / WORK_MEMBERS;
+    broker->stats.work += consumer->member_count / WORK_MEMBERS;
     consumer->full_at = flight_max;
     return NULL;
 }
 
-connection_t *consumer_turn(consumer_t *consumer) {
+client_t *consumer_turn(consumer_t *consumer) {
     for (uint32_t i = 0; i < consumer->member_count; i++) {
         member_t *member = consumer->turn ? consumer->turn : consumer->members;
         consumer->turn = member->next;
-        if (member->connection->state == CONNECTION_OPEN) return member->connection;
+        if (member->client->live) return member->client;
     }
     return NULL;
 }
 
 /* Appends one record with the floor, for any number of acks. False: the WAL accepts nothing now. */
-static bool floor_append(bq_t *bq, consumer_t *consumer) {
+static bool floor_append(broker_t *broker, consumer_t *consumer) {
     if (!consumer->durable || consumer->settled == consumer->settled_logged || consumer->floor_lsn <= consumer->floor_logged)
         return true;
     uint64_t ack[2] = {consumer->id, consumer->floor_lsn};
     wal_part_t part = {ack, sizeof ack};
-    int64_t lsn = wal_append(bq->wal, WAL_ACK, 0, &part, 1, WAL_URGENT);
+    int64_t lsn = wal_append(broker->wal, WAL_ACK, 0, &part, 1, WAL_URGENT);
     if (lsn < 0) return false;
     consumer->floor_logged = consumer->floor_lsn;
     consumer->settled_logged = consumer->settled;
@@ -283,9 +284,9 @@ static bool floor_append(bq_t *bq, consumer_t *consumer) {
 
 /* After a crash, deliveries settled since the newest durable floor and those in flight are sent again. This limits them to two
  * windows. True: sending waits for a commit, which is requested here. A WAL that accepts nothing stops no delivery. */
-static bool waits_for_floor(bq_t *bq, consumer_t *consumer) {
-    if (!consumer->durable || wal_state(bq->wal)) return false;
-    uint64_t durable = wal_durable(bq->wal);
+static bool waits_for_floor(broker_t *broker, consumer_t *consumer) {
+    if (!consumer->durable || wal_state(broker->wal)) return false;
+    uint64_t durable = wal_durable(broker->wal);
     if (durable >= consumer->waited_lsn) { /* track one record until it is durable: newer floor records follow without end */
         consumer->settled_safe = consumer->waited_settled;
         consumer->waited_lsn = consumer->floor_record_lsn;
@@ -294,162 +295,164 @@ static bool waits_for_floor(bq_t *bq, consumer_t *consumer) {
     if (durable >= consumer->floor_record_lsn) consumer->settled_safe = consumer->settled_logged;
     uint64_t unsafe = consumer->settled_logged - consumer->settled_safe;
     if (consumer->floor_lsn > consumer->floor_logged) unsafe += consumer->settled - consumer->settled_logged;
-    if (unsafe + consumer->flight_count < 2ull * bq->config.max_in_flight * consumer->member_count) return false;
-    bq->commit_wanted |= unsafe > 0;
+    if (unsafe + consumer->flight_count < 2ull * broker->config.max_in_flight * consumer->member_count) return false;
+    broker->commit_wanted |= unsafe > 0;
     return unsafe > 0;
 }
 
 /* Limited to one turn's work: the window of a group has room for each of its members. */
-static void send_window(bq_t *bq, consumer_t *consumer) {
-    const uint64_t stop = work_done(bq) + WORK_COMMITS;
+static void send_window(broker_t *broker, consumer_t *consumer) {
+    const uint64_t stop = work_done(broker) + WORK_COMMITS;
     while (consumer->cursor && consumer->member_count) {
         delivery_t *delivery = consumer->cursor;
         if (delivery->place == DELIVERY_WAITS && !delivery->given_up) {
-            if (BQ_UNLIKELY(delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now)) {
+            if (BQ_UNLIKELY(delivery->expiry_tick && delivery->expiry_tick <= broker->wheel.now)) {
                 consumer->cursor = delivery->next; /* it came back from a member after its expiry */
-                consumer_timeout(bq, delivery);
+                consumer_timeout(broker, delivery);
                 continue;
             }
-            bool enough = work_done(bq) >= stop;
-            if (BQ_UNLIKELY(enough) || waits_for_floor(bq, consumer)) {
-                bq->commits_left |= enough;
-                consumer_pump_later(bq, consumer);
+            bool enough = work_done(broker) >= stop;
+            if (BQ_UNLIKELY(enough) || waits_for_floor(broker, consumer)) {
+                broker->commits_left |= enough;
+                consumer_pump_later(broker, consumer);
                 break;
             }
-            member_t *member = member_in_turn(bq, consumer, tries_alone(bq, delivery) ? 1 : bq->config.max_in_flight);
-            if (!member || !send_to(bq, delivery, member)) break;
+            member_t *member = member_in_turn(broker, consumer, tries_alone(broker, delivery) ? 1 : broker->config.max_in_flight);
+            if (!member || !send_to(broker, delivery, member)) break;
         }
         consumer->cursor = delivery->next;
     }
 }
 
 /* Sends what can be sent, and reads more if the window runs low. */
-static void pump(bq_t *bq, consumer_t *consumer) {
-    send_window(bq, consumer);
-    if (consumer->behind && consumer_read_on(bq, consumer)) send_window(bq, consumer);
+static void pump(broker_t *broker, consumer_t *consumer) {
+    send_window(broker, consumer);
+    if (consumer->behind && consumer_read_on(broker, consumer)) send_window(broker, consumer);
 }
 
-bool consumer_offer(bq_t *bq, consumer_t *consumer, const pending_commit_t *pending) {
+bool consumer_offer(broker_t *broker, consumer_t *consumer, const pending_commit_t *pending) {
     for (member_t *member = consumer->members; member && !consumer->grouped; member = member->next)
-        member->connection->dispatch_mark = pending->lsn;
+        member->client->dispatch_mark = pending->lsn;
     consumer->enqueued++;
     if (consumer->behind) { /* the WAL has it at next_lsn or later */
         consumer_behind_add(consumer, pending->hold.size, pending->timestamp_ms);
         return true;
     }
-    bool room = consumer_has_room(bq, consumer, pending->hold.size) && (consumer->members || !consumer->durable);
-    if (room && delivery_add(bq, consumer, pending->hold.buffer, pending->hold.offset, pending->hold.size, pending->lsn,
+    bool room = consumer_has_room(broker, consumer, pending->hold.size) && (consumer->members || !consumer->durable);
+    if (room && delivery_add(broker, consumer, pending->hold.buffer, pending->hold.offset, pending->hold.size, pending->lsn,
                              pending->id, pending->expiry_tick)) {
-        pump(bq, consumer); /* send now, to keep the order with later QoS 0 messages */
+        pump(broker, consumer); /* send now, to keep the order with later QoS 0 messages */
         return true;
     }
     if (consumer->durable) {
-        consumer_fall_behind(bq, consumer, pending->lsn);
+        consumer_fall_behind(broker, consumer, pending->lsn);
         consumer_behind_add(consumer, pending->hold.size, pending->timestamp_ms);
         return true;
     }
-    overflow(bq, consumer);
+    overflow(broker, consumer);
     return false;
 }
 
 /* Serves as many consumers as fit one turn's work; the next turn serves the rest. */
-void consumer_pump_all(bq_t *bq) {
-    uint64_t stop = work_done(bq) + WORK_COMMITS;
-    dead_letters_turn(bq);
-    consumer_reads_turn(bq);
-    for (uint32_t left = bq->consumers.pump_count; left && bq->consumers.pump; left--) {
-        if (work_done(bq) >= stop) {
-            bq->commits_left = true;
+void consumer_pump_all(broker_t *broker) {
+    uint64_t stop = work_done(broker) + WORK_COMMITS;
+    dead_letters_turn(broker);
+    consumer_reads_turn(broker);
+    for (uint32_t left = broker->consumers.pump_count; left && broker->consumers.pump; left--) {
+        if (work_done(broker) >= stop) {
+            broker->commits_left = true;
             return;
         }
-        consumer_t *consumer = bq->consumers.pump;
-        consumer_pump_never(bq, consumer);
-        bq->stats.work += WORK_DELIVERY;
-        pump(bq, consumer);
-        if (!floor_append(bq, consumer)) consumer_pump_later(bq, consumer); /* the WAL is full now: retry after the next commit */
+        consumer_t *consumer = broker->consumers.pump;
+        consumer_pump_never(broker, consumer);
+        broker->stats.work += WORK_DELIVERY;
+        pump(broker, consumer);
+        if (!floor_append(broker, consumer))
+            consumer_pump_later(broker, consumer); /* the WAL is full now: retry after the next commit */
     }
 }
 
 /* The clock became synchronized after the start: messages found at the start are older than assumed. */
-void consumers_aged(bq_t *bq, uint64_t ms) {
-    uint64_t ticks = ms / bq->config.tick_ms;
-    for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+void consumers_aged(broker_t *broker, uint64_t ms) {
+    uint64_t ticks = ms / broker->config.tick_ms;
+    for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         consumer->sweep_due_ms = 0;
-        for (delivery_t *delivery = consumer->head; delivery && delivery->lsn <= bq->found_lsn; delivery = delivery->next) {
+        for (delivery_t *delivery = consumer->head; delivery && delivery->lsn <= broker->found_lsn; delivery = delivery->next) {
             if (!delivery->expiry_tick) continue;
-            uint64_t soonest = bq->wheel.now + 1;
+            uint64_t soonest = broker->wheel.now + 1;
             delivery->expiry_tick = delivery->expiry_tick > soonest + ticks ? delivery->expiry_tick - ticks : soonest;
             if (delivery->place == DELIVERY_HANDED) continue; /* its ack timer will check the expiry */
-            wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
-            wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
+            wheel_remove(&broker->wheel, &delivery->hold.timer.wheel);
+            wheel_insert(&broker->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
         }
     }
 }
 
 /* ---- acknowledgements and timers --------------------------------------------------------------------------------- */
 
-void consumer_ack(bq_t *bq, connection_t *connection, uint64_t id) {
-    if (!connection->members) return;
-    assignment_t *assignment = *flight_slot(&bq->consumers, id, connection);
+void consumer_ack(broker_t *broker, client_t *client, uint64_t id) {
+    if (!client->members) return;
+    assignment_t *assignment = *flight_slot(&broker->consumers, id, client);
     while (assignment) {
         delivery_t *delivery = assignment->delivery;
-        bool acknowledged = delivery->id == id && assignment->member->connection == connection;
+        bool acknowledged = delivery->id == id && assignment->member->client == client;
         assignment = assignment->chain;
         if (!acknowledged) continue;
         while (BQ_UNLIKELY(assignment && assignment->delivery == delivery))
             assignment = assignment->chain; /* of the same delivery, removed with it */
-        bq->stats.delivered++;
-        delivery_settle(bq, delivery, &delivery->consumer->acked, &bq->stats.acked);
+        broker->stats.delivered++;
+        delivery_settle(broker, delivery, &delivery->consumer->acked, &broker->stats.acked);
     }
 }
 
-void delivery_wait(bq_t *bq, delivery_t *delivery) {
+void delivery_wait(broker_t *broker, delivery_t *delivery) {
     consumer_t *consumer = delivery->consumer;
-    wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
-    if (delivery->expiry_tick) wheel_insert(&bq->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
+    wheel_remove(&broker->wheel, &delivery->hold.timer.wheel);
+    if (delivery->expiry_tick) wheel_insert(&broker->wheel, &delivery->hold.timer.wheel, delivery->expiry_tick);
     if (!consumer->cursor || consumer->cursor->lsn > delivery->lsn) consumer->cursor = delivery;
-    consumer_pump_later(bq, consumer);
+    consumer_pump_later(broker, consumer);
 }
 
-void delivery_over(bq_t *bq, delivery_t *delivery) {
-    delivery_settle(bq, delivery, &delivery->consumer->dropped_session_log, &bq->stats.dropped_session_log);
+void delivery_over(broker_t *broker, delivery_t *delivery) {
+    delivery_settle(broker, delivery, &delivery->consumer->dropped_session_log, &broker->stats.dropped_session_log);
 }
 
-void delivery_dead(bq_t *bq, delivery_t *delivery) {
-    delivery_settle(bq, delivery, &delivery->consumer->dead_lettered, &bq->stats.dead_lettered);
+void delivery_dead(broker_t *broker, delivery_t *delivery) {
+    delivery_settle(broker, delivery, &delivery->consumer->dead_lettered, &broker->stats.dead_lettered);
 }
 
-void delivery_left(bq_t *bq, delivery_t *delivery) {
+void delivery_left(broker_t *broker, delivery_t *delivery) {
     delivery->redelivered = delivery->killed = true;
-    delivery_wait(bq, delivery);
-    if (delivery->deliveries >= bq->config.max_deliveries) dead_letter_send(bq, delivery);
+    delivery_wait(broker, delivery);
+    if (delivery->deliveries >= broker->config.max_deliveries) dead_letter_send(broker, delivery);
 }
 
-void consumer_timeout(bq_t *bq, delivery_t *delivery) {
+void consumer_timeout(broker_t *broker, delivery_t *delivery) {
     consumer_t *consumer = delivery->consumer;
-    bool expired = delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now;
+    bool expired = delivery->expiry_tick && delivery->expiry_tick <= broker->wheel.now;
     if (expired) {
         if (delivery->place == DELIVERY_QUEUED && queue_begun(&delivery->hold)) return; /* its ack timer will check again */
-        delivery_settle(bq, delivery, &consumer->dropped_ttl, &bq->stats.dropped_ttl);
-    } else if (delivery->given_up || (delivery->place == DELIVERY_HANDED && delivery->deliveries >= bq->config.max_deliveries)) {
-        dead_letter_send(bq, delivery);
+        delivery_settle(broker, delivery, &consumer->dropped_ttl, &broker->stats.dropped_ttl);
+    } else if (delivery->given_up ||
+               (delivery->place == DELIVERY_HANDED && delivery->deliveries >= broker->config.max_deliveries)) {
+        dead_letter_send(broker, delivery);
     } else if (delivery->place == DELIVERY_HANDED) {
-        flight_end(bq, delivery);
+        flight_end(broker, delivery);
         delivery->redelivered = true;
         delivery->killed = false;
-        delivery_wait(bq, delivery);
+        delivery_wait(broker, delivery);
     }
 }
 
 /* No member is left: the WAL keeps the messages, so they need no memory. They are read back when a client connects, with the
  * redelivered flag if they were sent. A given-up delivery stays in memory until its dead letter is written. Messages from before
  * the consumer became durable may not be in the WAL any more: they are dropped, as for any consumer that is not durable. */
-void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
-    consumer_read_abandon(bq, consumer); /* its messages would come before those released here */
+void consumer_window_leave(broker_t *broker, consumer_t *consumer) {
+    consumer_read_abandon(broker, consumer); /* its messages would come before those released here */
     delivery_t *first = consumer->head;
     while (first && first->given_up) first = first->next;
     if (!first) return;
-    consumer_history_keep(bq, consumer);
+    consumer_history_keep(broker, consumer);
     consumer->behind = true;
     consumer->sweep_due_ms = 0;
     consumer->next_lsn = first->lsn > consumer->kept_lsn ? first->lsn : consumer->kept_lsn;
@@ -458,12 +461,12 @@ void consumer_window_leave(bq_t *bq, consumer_t *consumer) {
         next = delivery->next;
         if (delivery->given_up) continue;
         if (delivery->lsn < consumer->kept_lsn) {
-            bq->stats.dropped_disconnect++;
-            bq->stats.enqueued++;
+            broker->stats.dropped_disconnect++;
+            broker->stats.enqueued++;
         } else {
             consumer_behind_add(consumer, delivery->hold.size, 0);
         }
-        delivery_free(bq, delivery);
+        delivery_free(broker, delivery);
     }
-    consumer_floor_update(bq, consumer);
+    consumer_floor_update(broker, consumer);
 }

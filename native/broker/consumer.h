@@ -28,18 +28,18 @@
 #include "broker/consumer_owner.h"
 #include "broker/consumer_quota.h"
 
-struct bq;
-struct connection;
+struct broker;
+struct client;
 struct consumer;
 struct pending_commit;
 
 /* One connection's membership in one consumer. */
 typedef struct member {
     struct consumer *consumer;
-    struct connection *connection;
-    struct member *next, **link;                       /* the consumer's list */
-    struct member *connection_next, **connection_link; /* the connection's list */
-    struct assignment *assignments;                    /* unacknowledged deliveries, sent or queued */
+    struct client *client;
+    struct member *next, **link;               /* the consumer's list */
+    struct member *client_next, **client_link; /* the connection's list */
+    struct assignment *assignments;            /* unacknowledged deliveries, sent or queued */
     uint32_t flight_count;
     uint8_t qos; /* highest QoS it requested; for QoS 0 sending settles a delivery */
     bool alone;  /* has the last try of one delivery and gets no other meanwhile */
@@ -222,8 +222,8 @@ typedef struct consumers {
     uint64_t replayed_messages, replayed_bytes, replayed_stamp_ms; /* publishes found at the start after the checkpoint */
 } consumers_t;
 
-bool consumers_init(struct bq *bq);
-void consumers_release(struct bq *bq);
+bool consumers_init(struct broker *broker);
+void consumers_release(struct broker *broker);
 
 /* Requests. */
 typedef struct consumer_request {
@@ -235,38 +235,40 @@ typedef struct consumer_request {
 /* False: the request was refused, the refusal was answered, and nothing has changed. *remains: the connection has the
  * subscription, also if a refused request had it before. `route_new`: this request has also added a route, which is removed if
  * the disk fails later. */
-bool consumer_subscribe(struct bq *bq, struct connection *connection, uint64_t seq, const consumer_request_t *request,
+bool consumer_subscribe(struct broker *broker, struct client *client, uint64_t seq, const consumer_request_t *request,
                         bool route_new, bool *remains);
-void consumer_subscribe_undo(struct bq *bq, struct connection *connection, const struct pending_commit *pending);
+void consumer_subscribe_undo(struct broker *broker, struct client *client, const struct pending_commit *pending);
 
 /* Ends the subscriptions of UNSUB, with their routes. *ended: false if there was none. The caller answers, unless *pending: then
  * the answer waits for the commit. False: refused because of missing room; nothing has changed. */
-bool consumer_unsubscribe(struct bq *bq, struct connection *connection, uint64_t seq, const consumer_request_t *request,
+bool consumer_unsubscribe(struct broker *broker, struct client *client, uint64_t seq, const consumer_request_t *request,
                           bool *ended, bool *pending);
-void consumer_ack(struct bq *bq, struct connection *connection, uint64_t id);
-void consumer_leave_one(struct bq *bq, struct connection *connection); /* the first membership in its list */
-void consumer_leave_all(struct bq *bq, struct connection *connection);
+void consumer_ack(struct broker *broker, struct client *client, uint64_t id);
+void consumer_leave_one(struct broker *broker, struct client *client); /* the first membership in its list */
+void consumer_leave_all(struct broker *broker, struct client *client);
 
 /* A message is durable: takes it into the window, or records that the WAL holds it. */
-bool consumer_offer(struct bq *bq, consumer_t *consumer, const struct pending_commit *pending); /* false: no room in memory */
-struct connection *consumer_turn(consumer_t *consumer); /* next live member of the group; NULL: none */
+bool consumer_offer(struct broker *broker, consumer_t *consumer,
+                    const struct pending_commit *pending); /* false: no room in memory */
+struct client *consumer_turn(consumer_t *consumer);        /* next live member of the group; NULL: none */
 
-void consumer_timeout(struct bq *bq, delivery_t *delivery);
-void delivery_handed(void *bq, queue_entry_t *hold); /* a queue_handed: the last byte was written */
-void consumer_pump_all(struct bq *bq);               /* appends floors, sends deliveries, starts reads */
-void consumers_sweep(struct bq *bq);                 /* reads absent consumers past expired messages */
-void consumers_aged(struct bq *bq, uint64_t ms);     /* messages found at the start are this much older than assumed */
+void consumer_timeout(struct broker *broker, delivery_t *delivery);
+void delivery_handed(void *broker, queue_entry_t *hold); /* a queue_handed: the last byte was written */
+void consumer_pump_all(struct broker *broker);           /* appends floors, sends deliveries, starts reads */
+void consumers_sweep(struct broker *broker);             /* reads absent consumers past expired messages */
+void consumers_aged(struct broker *broker, uint64_t ms); /* messages found at the start are this much older than assumed */
 uint32_t
-consumers_missed(struct bq *bq,
+consumers_missed(struct broker *broker,
                  const struct pending_commit *pending); /* dispatch failed: durable consumers will read the message back */
-void consumer_read_finished(struct bq *bq, const wal_read_t *read);
-void consumer_reads_turn(struct bq *bq);             /* serves the line for readers */
-uint64_t consumer_reads_due_ms(const struct bq *bq); /* time of the next such turn; UINT64_MAX: never */
+void consumer_read_finished(struct broker *broker, const wal_read_t *read);
+void consumer_reads_turn(struct broker *broker);             /* serves the line for readers */
+uint64_t consumer_reads_due_ms(const struct broker *broker); /* time of the next such turn; UINT64_MAX: never */
 
 /* Recovery and checkpoints. */
 bool consumer_restore(void *context, const wal_record_t *record); /* a wal_visit; context: the bq_t */
-void consumer_restored(struct bq *bq);
-void consumers_go_on(struct bq *bq); /* all records found at the start are durable now */
-uint8_t *consumers_serialize(struct bq *bq, uint32_t *size, uint64_t *keep_from); /* allocated by malloc; NULL: no memory */
+void consumer_restored(struct broker *broker);
+void consumers_go_on(struct broker *broker); /* all records found at the start are durable now */
+uint8_t *consumers_serialize(struct broker *broker, uint32_t *size,
+                             uint64_t *keep_from); /* allocated by malloc; NULL: no memory */
 
 #endif

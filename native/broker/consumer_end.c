@@ -1,58 +1,58 @@
 /* broker/consumer_end.c: see broker/consumer_end.h. */
 #include "broker/consumer_internal.h"
 #include "broker/commit.h"
-#include "core.h"
+#include "broker/broker.h"
 #include "broker/consumer_end.h"
 #include "proto/protocol.h"
 
 /* Removes the members one by one and tells each. A subscription without a group is also in the routes for QoS 0. Returns false if the
  * event ring is full and some members remain. */
-static bool members_part(bq_t *bq, consumer_t *consumer) {
+static bool members_part(broker_t *broker, consumer_t *consumer) {
     while (consumer->members) {
-        connection_t *connection = consumer->members->connection;
-        if (!event_room(bq)) return false;
+        client_t *client = consumer->members->client;
+        if (!event_room(broker)) return false;
         if (!consumer->grouped &&
-            route_unsubscribe(bq->routes, connection, connection->subscriptions, consumer->text, consumer->filter_size)) {
-            connection->subscription_count--;
-            connection_release_waiters(bq, connection);
+            route_unsubscribe(broker->routes, client, client->subscriptions, consumer->text, consumer->filter_size)) {
+            client->subscription_count--;
+            client_release_waiters(broker, client);
         }
-        connection->protocol->ended(bq, connection, consumer->text, consumer->filter_size, consumer_group(consumer),
-                                    consumer->group_size);
-        event_unsubscribed(bq, connection, consumer->text, consumer->filter_size, consumer_group(consumer), consumer->group_size,
+        client->protocol->ended(broker, client, consumer->text, consumer->filter_size, consumer_group(consumer),
+                                consumer->group_size);
+        event_unsubscribed(broker, client, consumer->text, consumer->filter_size, consumer_group(consumer), consumer->group_size,
                            BQ_OUTCOME_ENDED);
-        member_remove(bq, consumer->members);
-        bq->stats.work++;
+        member_remove(broker, consumer->members);
+        broker->stats.work++;
     }
     return true;
 }
 
-static void end_append(bq_t *bq, consumer_end_t *end) {
-    consumer_end_t **at = &bq->consumers.ending;
+static void end_append(broker_t *broker, consumer_end_t *end) {
+    consumer_end_t **at = &broker->consumers.ending;
     while (*at) at = &(*at)->next;
     *at = end;
 }
 
 /* Frees the consumer whose end is in the WAL. Returns false if some members are not told yet: the next turn continues. */
-static bool emptied(bq_t *bq, consumer_end_t *end) {
-    consumer_t *consumer = end->consumer_id ? consumer_by_id(bq, end->consumer_id) : NULL;
-    if (consumer && !members_part(bq, consumer)) return false;
-    if (consumer) consumer_free(bq, consumer);
+static bool emptied(broker_t *broker, consumer_end_t *end) {
+    consumer_t *consumer = end->consumer_id ? consumer_by_id(broker, end->consumer_id) : NULL;
+    if (consumer && !members_part(broker, consumer)) return false;
+    if (consumer) consumer_free(broker, consumer);
     end->consumer_id = 0;
     return true;
 }
 
 /* Ends the whole consumer. Returns the LSN, or wal_append's error. */
-static int64_t end_all(bq_t *bq, consumer_t *consumer, consumer_end_t *end) {
+static int64_t end_all(broker_t *broker, consumer_t *consumer, consumer_end_t *end) {
     wal_part_t part = {&consumer->id, sizeof consumer->id};
-    int64_t lsn = wal_append(bq->wal, WAL_CONSUMER_END, 0, &part, 1, WAL_URGENT);
+    int64_t lsn = wal_append(broker->wal, WAL_CONSUMER_END, 0, &part, 1, WAL_URGENT);
     if (lsn <= 0) return lsn;
     end->consumer_id = consumer->id;
-    emptied(bq, end);
+    emptied(broker, end);
     return lsn;
 }
 
 /* Removes one client_id from a group. Without its last one the group is not durable. *outcome: reason of a failure. */
-static int64_t end_registration(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size,
+static int64_t end_registration(broker_t *broker, consumer_t *consumer, const uint8_t *client_id, uint32_t size,
                                 enum bq_outcome *outcome) {
     const registration_t *found = NULL;
     uint32_t count = 0;
@@ -76,53 +76,56 @@ static int64_t end_registration(bq_t *bq, consumer_t *consumer, const uint8_t *c
                                   .group_size = consumer->group_size,
                                   .client_id = identity,
                                   .client_id_size = found->size};
-    int64_t lsn = consumer_leave_append(bq, &request);
+    int64_t lsn = consumer_leave_append(broker, &request);
     *outcome = BQ_OUTCOME_UNAVAILABLE;
-    if (lsn > 0) consumer_registrations_end(bq, &request, UINT64_MAX, true);
+    if (lsn > 0) consumer_registrations_end(broker, &request, UINT64_MAX, true);
     return lsn;
 }
 
-bool consumer_end_by_id(bq_t *bq, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size) {
-    consumer_end_t *end = pool_alloc(&bq->pool, sizeof *end);
+bool consumer_end_by_id(broker_t *broker, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size) {
+    consumer_end_t *end = pool_alloc(&broker->pool, sizeof *end);
     if (!end) return false;
     *end = (consumer_end_t){.seq = seq, .outcome = BQ_OUTCOME_NOT_FOUND};
-    end_append(bq, end);
-    consumer_t *consumer = id ? consumer_by_id(bq, id) : NULL;
+    end_append(broker, end);
+    consumer_t *consumer = id ? consumer_by_id(broker, id) : NULL;
     if (!consumer || !consumer->durable) return true;
     end->outcome = BQ_OUTCOME_UNAVAILABLE;
-    int64_t lsn = client_id_size && consumer->grouped ? end_registration(bq, consumer, client_id, client_id_size, &end->outcome)
-                                                      : end_all(bq, consumer, end);
+    int64_t lsn = client_id_size && consumer->grouped
+                      ? end_registration(broker, consumer, client_id, client_id_size, &end->outcome)
+                      : end_all(broker, consumer, end);
     if (lsn <= 0) return true;
     end->outcome = BQ_OUTCOME_DONE;
     end->lsn = (uint64_t)lsn;
-    bq->commit_wanted = true;
+    broker->commit_wanted = true;
     return true;
 }
 
-static bool on_disk(const bq_t *bq, const consumer_end_t *end) { return !end->lsn || wal_durable(bq->wal) >= end->lsn; }
+static bool on_disk(const broker_t *broker, const consumer_end_t *end) {
+    return !end->lsn || wal_durable(broker->wal) >= end->lsn;
+}
 
-void consumer_end_turn(bq_t *bq) {
+void consumer_end_turn(broker_t *broker) {
     consumer_end_t *end;
-    while ((end = bq->consumers.ending)) {
-        if (!emptied(bq, end)) return;
-        bool lost = !on_disk(bq, end) && wal_state(bq->wal) == WAL_E_FAILED;
-        if (!on_disk(bq, end) && !lost) return;
+    while ((end = broker->consumers.ending)) {
+        if (!emptied(broker, end)) return;
+        bool lost = !on_disk(broker, end) && wal_state(broker->wal) == WAL_E_FAILED;
+        if (!on_disk(broker, end) && !lost) return;
         enum bq_outcome outcome = lost ? BQ_OUTCOME_UNAVAILABLE : end->outcome;
-        if (!event_push(bq, &(bq_event_t){.type = BQ_EV_CONSUMER_ENDED, .seq = end->seq, .code = (uint16_t)outcome})) return;
-        bq->consumers.ending = end->next;
-        pool_free(&bq->pool, end, sizeof *end);
+        if (!event_push(broker, &(bq_event_t){.type = BQ_EV_CONSUMER_ENDED, .seq = end->seq, .code = (uint16_t)outcome})) return;
+        broker->consumers.ending = end->next;
+        pool_free(&broker->pool, end, sizeof *end);
     }
 }
 
-bool consumer_end_waits(const bq_t *bq) {
-    const consumer_end_t *end = bq->consumers.ending;
-    return end && (end->consumer_id || on_disk(bq, end));
+bool consumer_end_waits(const broker_t *broker) {
+    const consumer_end_t *end = broker->consumers.ending;
+    return end && (end->consumer_id || on_disk(broker, end));
 }
 
-void consumer_end_release(bq_t *bq) {
-    while (bq->consumers.ending) {
-        consumer_end_t *end = bq->consumers.ending;
-        bq->consumers.ending = end->next;
-        pool_free(&bq->pool, end, sizeof *end);
+void consumer_end_release(broker_t *broker) {
+    while (broker->consumers.ending) {
+        consumer_end_t *end = broker->consumers.ending;
+        broker->consumers.ending = end->next;
+        pool_free(&broker->pool, end, sizeof *end);
     }
 }

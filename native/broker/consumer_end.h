@@ -7,7 +7,7 @@
 
 #include "base/bytes.h"
 
-struct bq;
+struct broker;
 struct consumer;
 
 /* An end that waits for the commit, or for room in the event ring. */
@@ -21,9 +21,9 @@ typedef struct consumer_end {
 
 /* `client_id`: the one to remove from a queue group, with or without its key prefix; empty: the whole consumer ends. False: no
  * memory; nothing has changed. */
-bool consumer_end_by_id(struct bq *bq, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size);
-void consumer_end_turn(struct bq *bq);        /* reports ends that are durable now */
-bool consumer_end_waits(const struct bq *bq); /* an end waits for room in the event ring */
-void consumer_end_release(struct bq *bq);     /* before the core is freed */
+bool consumer_end_by_id(struct broker *broker, uint64_t seq, uint64_t id, const uint8_t *client_id, uint32_t client_id_size);
+void consumer_end_turn(struct broker *broker);        /* reports ends that are durable now */
+bool consumer_end_waits(const struct broker *broker); /* an end waits for room in the event ring */
+void consumer_end_release(struct broker *broker);     /* before the core is freed */
 
 #endif

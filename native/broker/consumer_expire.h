@@ -12,7 +12,7 @@
 
 #include "base/bytes.h"
 
-struct bq;
+struct broker;
 struct consumer;
 
 #define SEEN_CHECKPOINT_MS 300000u
@@ -26,12 +26,12 @@ typedef struct seen_record {
     uint32_t unsure, reserved;
 } seen_record_t;
 
-void consumer_seen(struct bq *bq, struct consumer *consumer); /* a connection has joined or left */
-void consumer_seen_write(const struct bq *bq, const struct consumer *consumer, seen_record_t *record);
-void consumer_seen_load(struct bq *bq, const uint8_t *bytes, uint64_t size);
-uint64_t consumer_away_ms(const struct bq *bq, const struct consumer *consumer); /* UINT64_MAX: not known */
+void consumer_seen(struct broker *broker, struct consumer *consumer); /* a connection has joined or left */
+void consumer_seen_write(const struct broker *broker, const struct consumer *consumer, seen_record_t *record);
+void consumer_seen_load(struct broker *broker, const uint8_t *bytes, uint64_t size);
+uint64_t consumer_away_ms(const struct broker *broker, const struct consumer *consumer); /* UINT64_MAX: not known */
 
-void consumers_expire(struct bq *bq);
-uint64_t consumers_expire_due_ms(const struct bq *bq); /* UINT64_MAX: never */
+void consumers_expire(struct broker *broker);
+uint64_t consumers_expire_due_ms(const struct broker *broker); /* UINT64_MAX: never */
 
 #endif

@@ -13,75 +13,75 @@
 
 #define FLIGHT_SIZE_MIN 256u
 
-NOINLINE void flight_grow(bq_t *bq) {
-    consumers_t *consumers = &bq->consumers;
+NOINLINE void flight_grow(broker_t *broker) {
+    consumers_t *consumers = &broker->consumers;
     uint32_t size = consumers->flight_size * 2;
-    assignment_t **table = pool_alloc(&bq->pool, size * sizeof *table);
+    assignment_t **table = pool_alloc(&broker->pool, size * sizeof *table);
     if (!table) return; /* longer chains are only slower */
     memset(table, 0, size * sizeof *table);
     for (uint32_t i = 0; i < consumers->flight_size; i++) {
         for (assignment_t *assignment = consumers->flight[i], *next; assignment; assignment = next) {
             next = assignment->chain;
-            chain_enter(&table[flight_hash(assignment->delivery->id, assignment->member->connection) & (size - 1)], assignment);
+            chain_enter(&table[flight_hash(assignment->delivery->id, assignment->member->client) & (size - 1)], assignment);
         }
     }
-    pool_free(&bq->pool, consumers->flight, consumers->flight_size * sizeof *table);
+    pool_free(&broker->pool, consumers->flight, consumers->flight_size * sizeof *table);
     consumers->flight = table;
     consumers->flight_size = size;
 }
 
-NOINLINE void flight_late_drop(bq_t *bq, assignment_t *assignment) {
+NOINLINE void flight_late_drop(broker_t *broker, assignment_t *assignment) {
     assignment_t **at = &assignment->delivery->late;
     while (*at != assignment) at = &(*at)->next;
     *at = assignment->next;
     assignment_leave(assignment);
-    pool_free(&bq->pool, assignment, sizeof *assignment);
+    pool_free(&broker->pool, assignment, sizeof *assignment);
 }
 
 /* The delivery goes to another member than before, or to one that had it earlier. Its previous member can still acknowledge it,
  * if there is memory to record that. No member is recorded twice. */
-NOINLINE void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member) {
+NOINLINE void flight_give_to_another(broker_t *broker, delivery_t *delivery, member_t *member) {
     member_t *before = delivery->now.member;
     for (assignment_t *late = delivery->late, *next; late; late = next) {
         next = late->next;
-        if (late->member == member) flight_late_drop(bq, late);
+        if (late->member == member) flight_late_drop(broker, late);
     }
     if (!before || before == member) return;
     assignment_leave(&delivery->now);
-    assignment_t *late = delivery->deliveries ? pool_alloc(&bq->pool, sizeof *late) : NULL;
+    assignment_t *late = delivery->deliveries ? pool_alloc(&broker->pool, sizeof *late) : NULL;
     if (!late) return;
-    assignment_enter(bq, late, delivery, before);
+    assignment_enter(broker, late, delivery, before);
     late->next = delivery->late;
     delivery->late = late;
 }
 
 /* The member's connection closes. It may have received deliveries that were handed over, but none that are still in its queue. */
-void flight_member_leaves(bq_t *bq, member_t *member) {
+void flight_member_leaves(broker_t *broker, member_t *member) {
     while (member->assignments) {
         assignment_t *assignment = member->assignments;
         delivery_t *delivery = assignment->delivery;
         if (assignment != &delivery->now) {
-            flight_late_drop(bq, assignment);
+            flight_late_drop(broker, assignment);
             continue;
         }
         enum delivery_place place = delivery->place;
-        flight_end(bq, delivery);
+        flight_end(broker, delivery);
         assignment_leave(assignment);
-        if (place == DELIVERY_HANDED) delivery_left(bq, delivery);
-        if (place == DELIVERY_QUEUED) delivery_wait(bq, delivery);
+        if (place == DELIVERY_HANDED) delivery_left(broker, delivery);
+        if (place == DELIVERY_QUEUED) delivery_wait(broker, delivery);
     }
 }
 
-bool flight_init(bq_t *bq) {
-    consumers_t *consumers = &bq->consumers;
+bool flight_init(broker_t *broker) {
+    consumers_t *consumers = &broker->consumers;
     consumers->flight_size = FLIGHT_SIZE_MIN;
-    consumers->flight = pool_alloc(&bq->pool, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
+    consumers->flight = pool_alloc(&broker->pool, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
     if (consumers->flight) memset(consumers->flight, 0, FLIGHT_SIZE_MIN * sizeof *consumers->flight);
     return consumers->flight != NULL;
 }
 
-void flight_release(bq_t *bq) {
-    consumers_t *consumers = &bq->consumers;
-    if (consumers->flight) pool_free(&bq->pool, consumers->flight, consumers->flight_size * sizeof *consumers->flight);
+void flight_release(broker_t *broker) {
+    consumers_t *consumers = &broker->consumers;
+    if (consumers->flight) pool_free(&broker->pool, consumers->flight, consumers->flight_size * sizeof *consumers->flight);
     consumers->flight = NULL;
 }

@@ -3,22 +3,22 @@
 #define BQ_CONSUMER_FLIGHT_H
 
 #include "broker/consumer_internal.h"
-#include "core.h"
+#include "broker/broker.h"
 
-bool flight_init(bq_t *bq);
-void flight_release(bq_t *bq);
-void flight_grow(bq_t *bq);
-void flight_late_drop(bq_t *bq, assignment_t *assignment);
-void flight_give_to_another(bq_t *bq, delivery_t *delivery, member_t *member);
-void flight_member_leaves(bq_t *bq, member_t *member);
+bool flight_init(broker_t *broker);
+void flight_release(broker_t *broker);
+void flight_grow(broker_t *broker);
+void flight_late_drop(broker_t *broker, assignment_t *assignment);
+void flight_give_to_another(broker_t *broker, delivery_t *delivery, member_t *member);
+void flight_member_leaves(broker_t *broker, member_t *member);
 
-static inline uint64_t flight_hash(uint64_t id, const connection_t *connection) {
-    uint64_t hash = (id ^ connection->handle * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull;
+static inline uint64_t flight_hash(uint64_t id, const client_t *client) {
+    uint64_t hash = (id ^ client->handle * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull;
     return hash ^ hash >> 32;
 }
 
-static inline assignment_t **flight_slot(consumers_t *consumers, uint64_t id, const connection_t *connection) {
-    return &consumers->flight[flight_hash(id, connection) & (consumers->flight_size - 1)];
+static inline assignment_t **flight_slot(consumers_t *consumers, uint64_t id, const client_t *client) {
+    return &consumers->flight[flight_hash(id, client) & (consumers->flight_size - 1)];
 }
 
 static inline void chain_enter(assignment_t **slot, assignment_t *assignment) {
@@ -28,9 +28,9 @@ static inline void chain_enter(assignment_t **slot, assignment_t *assignment) {
     *slot = assignment;
 }
 
-static inline void assignment_enter(bq_t *bq, assignment_t *assignment, delivery_t *delivery, member_t *member) {
-    if (BQ_UNLIKELY(bq->consumers.flight_count >= bq->consumers.flight_size)) flight_grow(bq);
-    chain_enter(flight_slot(&bq->consumers, delivery->id, member->connection), assignment);
+static inline void assignment_enter(broker_t *broker, assignment_t *assignment, delivery_t *delivery, member_t *member) {
+    if (BQ_UNLIKELY(broker->consumers.flight_count >= broker->consumers.flight_size)) flight_grow(broker);
+    chain_enter(flight_slot(&broker->consumers, delivery->id, member->client), assignment);
     assignment->delivery = delivery;
     assignment->member = member;
     assignment->member_next = member->assignments;
@@ -48,36 +48,36 @@ static inline void assignment_leave(assignment_t *assignment) {
 }
 
 /* The delivery is now in that member's queue. */
-static inline void flight_begin(bq_t *bq, delivery_t *delivery, member_t *member) {
+static inline void flight_begin(broker_t *broker, delivery_t *delivery, member_t *member) {
     core_assert(delivery->place == DELIVERY_WAITS); /* in one queue at most, and once */
     bool others = (delivery->now.member && delivery->now.member != member) || delivery->late;
-    if (BQ_UNLIKELY(others)) flight_give_to_another(bq, delivery, member);
-    if (BQ_LIKELY(!delivery->now.member)) assignment_enter(bq, &delivery->now, delivery, member);
+    if (BQ_UNLIKELY(others)) flight_give_to_another(broker, delivery, member);
+    if (BQ_LIKELY(!delivery->now.member)) assignment_enter(broker, &delivery->now, delivery, member);
     delivery->place = DELIVERY_QUEUED;
     member->flight_count++;
     delivery->consumer->flight_count++;
-    bq->consumers.flight_count++;
+    broker->consumers.flight_count++;
 }
 
 /* The delivery waits again. A queue entry is removed, unless a part of it has been sent. */
-static inline void flight_end(bq_t *bq, delivery_t *delivery) {
+static inline void flight_end(broker_t *broker, delivery_t *delivery) {
     if (delivery->place == DELIVERY_WAITS) return;
     member_t *member = delivery->now.member;
-    if (BQ_UNLIKELY(delivery->place == DELIVERY_QUEUED)) queue_take_back(&delivery->hold, &bq->queues);
-    core_assert(member && member->flight_count > 0 && bq->consumers.flight_count > 0);
+    if (BQ_UNLIKELY(delivery->place == DELIVERY_QUEUED)) queue_take_back(&delivery->hold, &broker->queues);
+    core_assert(member && member->flight_count > 0 && broker->consumers.flight_count > 0);
     delivery->place = DELIVERY_WAITS;
     if (BQ_UNLIKELY(delivery->alone)) delivery->alone = member->alone = false;
     member->flight_count--;
     delivery->consumer->flight_count--;
     delivery->consumer->full_at = 0;
-    bq->consumers.flight_count--;
+    broker->consumers.flight_count--;
 }
 
 /* The delivery cannot be acknowledged any more. */
-static inline void flight_forget(bq_t *bq, delivery_t *delivery) {
-    flight_end(bq, delivery);
+static inline void flight_forget(broker_t *broker, delivery_t *delivery) {
+    flight_end(broker, delivery);
     if (delivery->now.member) assignment_leave(&delivery->now);
-    while (BQ_UNLIKELY(delivery->late != NULL)) flight_late_drop(bq, delivery->late);
+    while (BQ_UNLIKELY(delivery->late != NULL)) flight_late_drop(broker, delivery->late);
 }
 
 #endif

@@ -7,7 +7,7 @@
  * at most as many entries as there were deliveries in the window.
  */
 #include "broker/consumer_internal.h"
-#include "core.h"
+#include "broker/broker.h"
 
 static size_t history_bytes(uint32_t count) { return sizeof(history_t) + count * sizeof(history_entry_t); }
 
@@ -16,9 +16,9 @@ static uint64_t end_of(const consumer_t *consumer) {
     return consumer->touched_lsn;
 }
 
-void consumer_history_drop(bq_t *bq, consumer_t *consumer) {
+void consumer_history_drop(broker_t *broker, consumer_t *consumer) {
     consumer->touched_lsn = end_of(consumer);
-    if (consumer->history) pool_free(&bq->pool, consumer->history, history_bytes(consumer->history->count));
+    if (consumer->history) pool_free(&broker->pool, consumer->history, history_bytes(consumer->history->count));
     consumer->history = NULL;
 }
 
@@ -92,21 +92,21 @@ bool consumer_history_fill(const consumer_t *consumer, history_t *history, uint3
 
 /* Before the window is released. Without memory for the history, all deliveries touched so far are sent again with the
  * redelivered flag. */
-void consumer_history_keep(bq_t *bq, consumer_t *consumer) {
+void consumer_history_keep(broker_t *broker, consumer_t *consumer) {
     uint32_t count = consumer_history_count(consumer, false);
     uint64_t end_lsn = end_of(consumer);
-    history_t *history = pool_alloc(&bq->pool, history_bytes(count));
+    history_t *history = pool_alloc(&broker->pool, history_bytes(count));
     if (history && !consumer_history_fill(consumer, history, count, false)) {
-        pool_free(&bq->pool, history, history_bytes(count));
+        pool_free(&broker->pool, history, history_bytes(count));
         history = NULL;
     }
-    consumer_history_drop(bq, consumer);
+    consumer_history_drop(broker, consumer);
     consumer->history = history;
     consumer->touched_lsn = consumer->hole_lsn = 0; /* the history has them now, or they are lost */
     if (!history && consumer->doubtful_lsn < end_lsn) consumer->doubtful_lsn = end_lsn;
 }
 
-history_t *consumer_history_new(bq_t *bq, uint32_t count) { return pool_alloc(&bq->pool, history_bytes(count)); }
+history_t *consumer_history_new(broker_t *broker, uint32_t count) { return pool_alloc(&broker->pool, history_bytes(count)); }
 
 bool consumer_history_settled(consumer_t *consumer, uint64_t lsn, history_entry_t *entry) {
     history_t *history = consumer->history;

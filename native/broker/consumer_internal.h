@@ -21,63 +21,64 @@ static inline void consumer_behind_end(consumer_t *consumer) {
 }
 
 /* broker/consumer.c: the window */
-void consumer_pump_later(struct bq *bq, consumer_t *consumer); /* at the end of this turn */
-void consumer_pump_never(struct bq *bq, consumer_t *consumer);
-void consumer_floor_update(struct bq *bq, consumer_t *consumer);
-void consumer_fall_behind(struct bq *bq, consumer_t *consumer,
+void consumer_pump_later(struct broker *broker, consumer_t *consumer); /* at the end of this turn */
+void consumer_pump_never(struct broker *broker, consumer_t *consumer);
+void consumer_floor_update(struct broker *broker, consumer_t *consumer);
+void consumer_fall_behind(struct broker *broker, consumer_t *consumer,
                           uint64_t lsn); /* durable: the WAL has the next message at `lsn` or later */
-bool consumer_has_room(const struct bq *bq, const consumer_t *consumer, uint32_t size);
+bool consumer_has_room(const struct broker *broker, const consumer_t *consumer, uint32_t size);
 /* releases a durable consumer's window; the WAL keeps the messages */
-void consumer_window_leave(struct bq *bq, consumer_t *consumer);
-delivery_t *delivery_add(struct bq *bq, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size, uint64_t lsn,
-                         uint64_t id, uint64_t expiry_tick); /* NULL: no memory */
+void consumer_window_leave(struct broker *broker, consumer_t *consumer);
+delivery_t *delivery_add(struct broker *broker, consumer_t *consumer, buffer_t *buffer, uint32_t offset, uint32_t size,
+                         uint64_t lsn, uint64_t id, uint64_t expiry_tick); /* NULL: no memory */
 /* restores its state from an earlier window */
-void delivery_recall(struct bq *bq, delivery_t *delivery, const history_entry_t *entry);
-void delivery_free(struct bq *bq, delivery_t *delivery);
-void delivery_dead(struct bq *bq, delivery_t *delivery); /* settled as dead-lettered */
-void delivery_over(struct bq *bq, delivery_t *delivery); /* settled as dropped: over its consumer's quota of the WAL */
-void delivery_wait(struct bq *bq, delivery_t *delivery); /* makes it ready for the next member */
-void delivery_left(struct bq *bq, delivery_t *delivery); /* the connection that received it has closed */
+void delivery_recall(struct broker *broker, delivery_t *delivery, const history_entry_t *entry);
+void delivery_free(struct broker *broker, delivery_t *delivery);
+void delivery_dead(struct broker *broker, delivery_t *delivery); /* settled as dead-lettered */
+void delivery_over(struct broker *broker, delivery_t *delivery); /* settled as dropped: over its consumer's quota of the WAL */
+void delivery_wait(struct broker *broker, delivery_t *delivery); /* makes it ready for the next member */
+void delivery_left(struct broker *broker, delivery_t *delivery); /* the connection that received it has closed */
 
 /* broker/consumer_history.c */
-void consumer_history_keep(struct bq *bq, consumer_t *consumer);
-void consumer_history_drop(struct bq *bq, consumer_t *consumer);
+void consumer_history_keep(struct broker *broker, consumer_t *consumer);
+void consumer_history_drop(struct broker *broker, consumer_t *consumer);
 bool consumer_history_settled(consumer_t *consumer, uint64_t lsn,
-                              history_entry_t *entry);          /* false: *entry has its state, or zeros */
-history_t *consumer_history_new(struct bq *bq, uint32_t count); /* NULL: no memory */
+                              history_entry_t *entry);                  /* false: *entry has its state, or zeros */
+history_t *consumer_history_new(struct broker *broker, uint32_t count); /* NULL: no memory */
 uint32_t consumer_history_count(const consumer_t *consumer, bool all);
 bool consumer_history_tells(const consumer_t *consumer);
 bool consumer_history_fill(const consumer_t *consumer, history_t *history, uint32_t count,
                            bool all); /* false: there is none, or the LSN range is too large */
 
 /* broker/consumer_read.c */
-bool consumer_read_on(struct bq *bq,
+bool consumer_read_on(struct broker *broker,
                       consumer_t *consumer); /* takes messages from the WAL if there is room; true: new deliveries */
 struct publish_record;
 bool publish_read(const uint8_t *bytes, uint32_t size, struct publish_record *record); /* false: not written by a core */
-void consumer_read_abandon(struct bq *bq, consumer_t *consumer);
+void consumer_read_abandon(struct broker *broker, consumer_t *consumer);
 
 /* broker/consumer_sweep.c: the next message is not expired; it is valid for left_ms more, 0: for ever */
-void consumer_swept(const struct bq *bq, consumer_t *consumer, uint64_t left_ms);
+void consumer_swept(const struct broker *broker, consumer_t *consumer, uint64_t left_ms);
 
 /* broker/consumer_table.c */
-void member_remove(struct bq *bq, member_t *member);
-consumer_t *consumer_by_id(struct bq *bq, uint64_t id);
-consumer_t *consumer_new(struct bq *bq, const consumer_request_t *request, bq_conn_t owner); /* NULL: no memory */
-void consumer_free(struct bq *bq, consumer_t *consumer);
-void consumer_id_assign(struct bq *bq, consumer_t *consumer, uint64_t id);
-registration_t *registration_new(struct bq *bq, const uint8_t *client_id, uint32_t size, uint64_t id); /* NULL: no memory */
-void registration_free(struct bq *bq, registration_t *registration);
-void registration_enter(struct bq *bq, consumer_t *consumer, registration_t *registration); /* makes it durable */
+void member_remove(struct broker *broker, member_t *member);
+consumer_t *consumer_by_id(struct broker *broker, uint64_t id);
+consumer_t *consumer_new(struct broker *broker, const consumer_request_t *request, bq_conn_t owner); /* NULL: no memory */
+void consumer_free(struct broker *broker, consumer_t *consumer);
+void consumer_id_assign(struct broker *broker, consumer_t *consumer, uint64_t id);
+registration_t *registration_new(struct broker *broker, const uint8_t *client_id, uint32_t size,
+                                 uint64_t id); /* NULL: no memory */
+void registration_free(struct broker *broker, registration_t *registration);
+void registration_enter(struct broker *broker, consumer_t *consumer, registration_t *registration); /* makes it durable */
 /* Ends every durable subscription of the client to the filter (and group, if given) with an id up to `id_max`. Returns how many;
  * with `end` false it only counts them. */
-uint32_t consumer_registrations_end(struct bq *bq, const consumer_request_t *request, uint64_t id_max, bool end);
+uint32_t consumer_registrations_end(struct broker *broker, const consumer_request_t *request, uint64_t id_max, bool end);
 
 /* broker/consumer_store.c */
 #define CONSUMER_NEW_FLOOR UINT64_MAX /* the floor is its own record */
 /* Both return the record's LSN; 0 or less: it cannot be written now. */
-int64_t consumer_record_append(struct bq *bq, const consumer_t *consumer, const registration_t *registration,
+int64_t consumer_record_append(struct broker *broker, const consumer_t *consumer, const registration_t *registration,
                                uint64_t consumer_id, uint64_t floor_lsn);
-int64_t consumer_leave_append(struct bq *bq, const consumer_request_t *request);
+int64_t consumer_leave_append(struct broker *broker, const consumer_request_t *request);
 
 #endif

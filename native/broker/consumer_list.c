@@ -4,7 +4,7 @@
  * consumer that keeps most is always among the rows.
  */
 #include "broker/consumer_internal.h"
-#include "core.h"
+#include "broker/broker.h"
 #include "wal/span.h"
 #include "broker/consumer_list.h"
 
@@ -27,10 +27,10 @@ uint64_t consumer_stamp_ms(const consumer_t *consumer) {
 }
 
 /* Uses the wall clock that stamped the messages: setting the clock in between makes it wrong. */
-uint64_t consumer_oldest_ms(const bq_t *bq, const consumer_t *consumer) {
+uint64_t consumer_oldest_ms(const broker_t *broker, const consumer_t *consumer) {
     uint64_t stamp_ms = consumer_stamp_ms(consumer);
     if (!stamp_ms) return UINT64_MAX;
-    return bq->wall_ms > stamp_ms ? bq->wall_ms - stamp_ms : 0;
+    return broker->wall_ms > stamp_ms ? broker->wall_ms - stamp_ms : 0;
 }
 
 static uint64_t wal_bytes_of(const consumer_t *consumer, const wal_span_t *span) {
@@ -38,9 +38,9 @@ static uint64_t wal_bytes_of(const consumer_t *consumer, const wal_span_t *span)
     return wal_span_bytes(span, consumer->floor_lsn + 1);
 }
 
-void consumer_counts(const bq_t *bq, consumer_counts_t *counts) {
+void consumer_counts(const broker_t *broker, consumer_counts_t *counts) {
     *counts = (consumer_counts_t){0};
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         counts->behind += consumer->behind;
         counts->absent += consumer->durable && !consumer->member_count;
         if (consumer->grouped) counts->members += consumer->member_count;
@@ -96,26 +96,26 @@ static bool is_found(const consumer_t *consumer, const consumer_list_request_t *
 }
 
 /* Whether it belongs to the key: by a client_id with the key's prefix, or by a connection that uses the same key. */
-static bool is_own(const consumer_t *consumer, const consumer_list_request_t *request, const connection_t *asker) {
+static bool is_own(const consumer_t *consumer, const consumer_list_request_t *request, const client_t *asker) {
     if (!request->conn) return true;
     if (request->owner_size && any_client(consumer, begins, request->owner, request->owner_size)) return true;
     const member_t *member = consumer->members;
     for (uint32_t i = 0; asker && asker->acl && member && i < GROUP_MEMBERS; i++, member = member->next)
-        if (member->connection->acl == asker->acl) return true;
+        if (member->client->acl == asker->acl) return true;
     return false;
 }
 
 /* ---- pages ------------------------------------------------------------------------------------------------------- */
 
-static void row_fill(const bq_t *bq, const consumer_t *consumer, const wal_span_t *span, bq_consumer_row_t *row) {
+static void row_fill(const broker_t *broker, const consumer_t *consumer, const wal_span_t *span, bq_consumer_row_t *row) {
     *row = (bq_consumer_row_t){.id = consumer->id,
-                               .conn = consumer->members ? consumer->members->connection->handle : 0,
+                               .conn = consumer->members ? consumer->members->client->handle : 0,
                                .lag_messages = consumer_lag_messages(consumer),
                                .lag_bytes = consumer_lag_bytes(consumer),
                                .log_bytes = wal_bytes_of(consumer, span),
-                               .oldest_ms = consumer_oldest_ms(bq, consumer),
-                               .last_seen_ms = consumer->members ? bq->wall_ms : consumer->seen_wall_ms,
-                               .away_ms = consumer_away_ms(bq, consumer),
+                               .oldest_ms = consumer_oldest_ms(broker, consumer),
+                               .last_seen_ms = consumer->members ? broker->wall_ms : consumer->seen_wall_ms,
+                               .away_ms = consumer_away_ms(broker, consumer),
                                .enqueued = consumer->enqueued,
                                .acked = consumer->acked,
                                .redelivered = consumer->redelivered,
@@ -167,18 +167,18 @@ static uint32_t row_write(uint8_t *out, bq_consumer_row_t *row, const consumer_t
     return (at + 7) & ~7u;
 }
 
-static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint8_t *out) {
-    consumer_list_t *list = &bq->consumers.list;
-    const connection_t *asker = request->conn ? connection_find(bq, request->conn) : NULL;
+static uint32_t page_fill(broker_t *broker, const consumer_list_request_t *request, uint8_t *out) {
+    consumer_list_t *list = &broker->consumers.list;
+    const client_t *asker = request->conn ? client_find(broker, request->conn) : NULL;
     uint32_t used = 0;
     wal_span_t span = {.count = 0};
-    if (bq->wal) wal_span(bq->wal, &span);
+    if (broker->wal) wal_span(broker->wal, &span);
     for (uint32_t looked = 0; list->next && looked < PAGE_CONSUMERS && used + ROW_BYTES_MAX <= PAGE_BYTES; looked++) {
         const consumer_t *consumer = list->next;
         list->next = consumer->next;
         if (!is_found(consumer, request) || !is_own(consumer, request, asker)) continue;
         bq_consumer_row_t row;
-        row_fill(bq, consumer, &span, &row);
+        row_fill(broker, consumer, &span, &row);
         sums_add(&list->sums, &row);
         if (row.lag_messages < request->lag_min && row.log_bytes <= list->wal_bytes_max) continue;
         if (row.log_bytes > list->wal_bytes_max) list->wal_bytes_max = row.log_bytes;
@@ -188,34 +188,35 @@ static uint32_t page_fill(bq_t *bq, const consumer_list_request_t *request, uint
 }
 
 /* NOINLINE: the page would enlarge the stack of other commands. */
-NOINLINE bool event_consumers(bq_t *bq, const consumer_list_request_t *request) {
-    consumer_list_t *list = &bq->consumers.list;
+NOINLINE bool event_consumers(broker_t *broker, const consumer_list_request_t *request) {
+    consumer_list_t *list = &broker->consumers.list;
     uint8_t data[sizeof(bq_consumer_sums_t) + PAGE_BYTES];
-    if (!event_room(bq)) return false;
-    if (request->begin) *list = (consumer_list_t){.next = bq->consumers.all, .seq = request->seq};
+    if (!event_room(broker)) return false;
+    if (request->begin) *list = (consumer_list_t){.next = broker->consumers.all, .seq = request->seq};
     if (list->seq != request->seq) list->next = NULL; /* a newer walk has ended this one */
-    uint32_t used = page_fill(bq, request, data + sizeof list->sums);
+    uint32_t used = page_fill(broker, request, data + sizeof list->sums);
     memcpy(data, &list->sums, sizeof list->sums);
-    return event_push(bq, &(bq_event_t){.type = BQ_EV_CONSUMERS,
-                                        .seq = request->seq,
-                                        .value = list->next != NULL,
-                                        .data = data,
-                                        .data_size = (uint32_t)sizeof list->sums + used});
+    return event_push(broker, &(bq_event_t){.type = BQ_EV_CONSUMERS,
+                                            .seq = request->seq,
+                                            .value = list->next != NULL,
+                                            .data = data,
+                                            .data_size = (uint32_t)sizeof list->sums + used});
 }
 
-void consumer_list_forget(bq_t *bq, const consumer_t *consumer) {
-    if (bq->consumers.list.next == consumer) bq->consumers.list.next = consumer->next;
-    if (bq->consumers.expire_next == consumer) bq->consumers.expire_next = consumer->next;
-    if (bq->consumers.quota_next == consumer) bq->consumers.quota_next = consumer->next;
+void consumer_list_forget(broker_t *broker, const consumer_t *consumer) {
+    if (broker->consumers.list.next == consumer) broker->consumers.list.next = consumer->next;
+    if (broker->consumers.expire_next == consumer) broker->consumers.expire_next = consumer->next;
+    if (broker->consumers.quota_next == consumer) broker->consumers.quota_next = consumer->next;
 }
 
-NOINLINE bool event_consumer(bq_t *bq, uint16_t type, const consumer_t *consumer, const uint8_t *front, uint32_t front_size) {
+NOINLINE bool event_consumer(broker_t *broker, uint16_t type, const consumer_t *consumer, const uint8_t *front,
+                             uint32_t front_size) {
     uint8_t data[FRONT_BYTES_MAX + ROW_BYTES_MAX];
     bq_consumer_row_t row;
     wal_span_t span;
-    wal_span(bq->wal, &span);
-    row_fill(bq, consumer, &span, &row);
+    wal_span(broker->wal, &span);
+    row_fill(broker, consumer, &span, &row);
     if (front_size) memcpy(data, front, front_size);
     uint32_t size = front_size + row_write(data + front_size, &row, consumer);
-    return event_push(bq, &(bq_event_t){.type = type, .data = data, .data_size = size});
+    return event_push(broker, &(bq_event_t){.type = type, .data = data, .data_size = size});
 }

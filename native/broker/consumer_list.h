@@ -8,7 +8,7 @@
 
 #include "base/bytes.h"
 
-struct bq;
+struct broker;
 struct consumer;
 
 /* The current walk; there is only one. */
@@ -29,15 +29,17 @@ typedef struct consumer_list_request {
     uint32_t find_size, owner_size;
 } consumer_list_request_t;
 
-bool event_consumers(struct bq *bq, const consumer_list_request_t *request); /* false: the event ring has no room now */
-void consumer_list_forget(struct bq *bq, const struct consumer *consumer);   /* call before it is freed */
+bool event_consumers(struct broker *broker, const consumer_list_request_t *request); /* false: the event ring has no room now */
+void consumer_list_forget(struct broker *broker, const struct consumer *consumer);   /* call before it is freed */
 /* Sends an event about one consumer: `front` (numbers), then its row. False: no room. */
-bool event_consumer(struct bq *bq, uint16_t type, const struct consumer *consumer, const uint8_t *front, uint32_t front_size);
+bool event_consumer(struct broker *broker, uint16_t type, const struct consumer *consumer, const uint8_t *front,
+                    uint32_t front_size);
 
 /* Unsettled messages of a consumer, and the age of the oldest. */
 uint64_t consumer_lag_messages(const struct consumer *consumer);
 uint64_t consumer_lag_bytes(const struct consumer *consumer);
-uint64_t consumer_oldest_ms(const struct bq *bq, const struct consumer *consumer); /* milliseconds; UINT64_MAX: not known */
+uint64_t consumer_oldest_ms(const struct broker *broker,
+                            const struct consumer *consumer); /* milliseconds; UINT64_MAX: not known */
 
 uint64_t consumer_stamp_ms(const struct consumer *consumer); /* wall clock of its oldest message; 0: not known, or none */
 
@@ -50,6 +52,6 @@ typedef struct consumer_counts {
     uint32_t absent;  /* durable, without a connection */
     uint32_t members; /* connections in queue groups */
 } consumer_counts_t;
-void consumer_counts(const struct bq *bq, consumer_counts_t *counts);
+void consumer_counts(const struct broker *broker, consumer_counts_t *counts);
 
 #endif

@@ -8,7 +8,7 @@
 
 #include "base/bytes.h"
 
-struct bq;
+struct broker;
 
 #define KEY_ENDS 0x1f /* separates the key's name and the client_id in an identity */
 #define OWNER_CHAINS 256u
@@ -22,8 +22,8 @@ typedef struct consumer_owner {
 
 /* Adds one to the count of the identity's key. An identity is the key's name, KEY_ENDS and the client_id. NULL: no memory; not
  * counted. */
-consumer_owner_t *consumer_owner_enter(struct bq *bq, const uint8_t *identity, uint32_t size);
-void consumer_owner_leave(struct bq *bq, consumer_owner_t *owner); /* NULL is allowed */
-uint32_t consumer_owner_count(const struct bq *bq, const uint8_t *identity, uint32_t size);
+consumer_owner_t *consumer_owner_enter(struct broker *broker, const uint8_t *identity, uint32_t size);
+void consumer_owner_leave(struct broker *broker, consumer_owner_t *owner); /* NULL is allowed */
+uint32_t consumer_owner_count(const struct broker *broker, const uint8_t *identity, uint32_t size);
 
 #endif

@@ -20,7 +20,7 @@
 
 #include "base/bytes.h"
 
-struct bq;
+struct broker;
 struct consumer;
 struct delivery;
 
@@ -37,19 +37,19 @@ typedef struct quota_letters {
     uint64_t newest_lsn; /* dead letters up to here are counted */
 } quota_letters_t;
 
-void consumer_quota_letter_logged(struct bq *bq, uint64_t lsn, uint64_t bytes);
+void consumer_quota_letter_logged(struct broker *broker, uint64_t lsn, uint64_t bytes);
 /* The same, in a checkpoint. */
-uint32_t consumer_quota_section_size(const struct bq *bq);
-void consumer_quota_section_write(const struct bq *bq, uint8_t *out);
-void consumer_quota_section_load(struct bq *bq, const uint8_t *bytes, uint64_t size);
+uint32_t consumer_quota_section_size(const struct broker *broker);
+void consumer_quota_section_write(const struct broker *broker, uint8_t *out);
+void consumer_quota_section_load(struct broker *broker, const uint8_t *bytes, uint64_t size);
 
-void consumers_quota(struct bq *bq);
+void consumers_quota(struct broker *broker);
 /* Minimum interval between checkpoints while moving floors make room in the WAL. UINT64_MAX: the usual interval. */
-uint64_t consumer_quota_checkpoint_ms(const struct bq *bq);
-uint64_t consumers_quota_due_ms(const struct bq *bq); /* UINT64_MAX: never */
+uint64_t consumer_quota_checkpoint_ms(const struct broker *broker);
+uint64_t consumers_quota_due_ms(const struct broker *broker); /* UINT64_MAX: never */
 /* A message of this consumer is before the cut. True: drop it; it is counted. */
-bool consumer_quota_drops(struct bq *bq, struct consumer *consumer, uint64_t id);
-void consumer_quota_letter(struct bq *bq, struct delivery *delivery);               /* otherwise it becomes a dead letter */
-bool consumer_quota_has_room(const struct bq *bq, const struct consumer *consumer); /* for one more dead letter */
+bool consumer_quota_drops(struct broker *broker, struct consumer *consumer, uint64_t id);
+void consumer_quota_letter(struct broker *broker, struct delivery *delivery); /* otherwise it becomes a dead letter */
+bool consumer_quota_has_room(const struct broker *broker, const struct consumer *consumer); /* for one more dead letter */
 
 #endif

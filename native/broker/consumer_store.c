@@ -4,7 +4,7 @@
  */
 #include "broker/consumer_internal.h"
 #include "broker/commit.h"
-#include "core.h"
+#include "broker/broker.h"
 #include "broker/trie.h"
 
 #include <stdlib.h>
@@ -36,8 +36,8 @@ static consumer_record_t record_of(const consumer_t *consumer, uint64_t floor_ls
                                .floored = floor_lsn > 0};
 }
 
-int64_t consumer_record_append(bq_t *bq, const consumer_t *consumer, const registration_t *registration, uint64_t consumer_id,
-                               uint64_t floor_lsn) {
+int64_t consumer_record_append(broker_t *broker, const consumer_t *consumer, const registration_t *registration,
+                               uint64_t consumer_id, uint64_t floor_lsn) {
     consumer_record_t record = record_of(consumer, floor_lsn == CONSUMER_NEW_FLOOR ? 0 : floor_lsn);
     consumer_record_more_t more = {.registration_id = registration->id};
     record.id = consumer_id;
@@ -49,7 +49,7 @@ int64_t consumer_record_append(bq_t *bq, const consumer_t *consumer, const regis
                           {registration->client_id, registration->size},
                           {consumer_group(consumer), consumer->group_size},
                           {&more, sizeof more}};
-    return wal_append(bq->wal, WAL_CONSUMER, 0, parts, 5, WAL_URGENT);
+    return wal_append(broker->wal, WAL_CONSUMER, 0, parts, 5, WAL_URGENT);
 }
 
 /* Head of a WAL_CONSUMER_LEAVE record: an UNSUB. Filter, client_id and group follow. */
@@ -58,8 +58,8 @@ typedef struct leave_record {
     uint32_t filter_size, client_id_size, group_size, reserved;
 } leave_record_t;
 
-int64_t consumer_leave_append(bq_t *bq, const consumer_request_t *request) {
-    leave_record_t record = {.id_max = bq->consumers.next_id,
+int64_t consumer_leave_append(broker_t *broker, const consumer_request_t *request) {
+    leave_record_t record = {.id_max = broker->consumers.next_id,
                              .filter_size = request->filter_size,
                              .client_id_size = request->client_id_size,
                              .group_size = request->group_size};
@@ -67,7 +67,7 @@ int64_t consumer_leave_append(bq_t *bq, const consumer_request_t *request) {
                           {request->filter, request->filter_size},
                           {request->client_id, request->client_id_size},
                           {request->group, request->group_size}};
-    return wal_append(bq->wal, WAL_CONSUMER_LEAVE, 0, parts, 4, WAL_URGENT);
+    return wal_append(broker->wal, WAL_CONSUMER_LEAVE, 0, parts, 4, WAL_URGENT);
 }
 
 /* ---- recovery and checkpoints ------------------------------------------------------------------------------------ */
@@ -96,36 +96,36 @@ static consumer_request_t request_of(uint32_t filter_size, uint32_t client_id_si
 }
 
 /* Adds a registration, unless it exists. False: no memory. */
-static bool registration_load(bq_t *bq, consumer_t *consumer, const uint8_t *client_id, uint32_t size, uint64_t id,
+static bool registration_load(broker_t *broker, consumer_t *consumer, const uint8_t *client_id, uint32_t size, uint64_t id,
                               uint64_t lsn) {
     for (const registration_t *at = consumer->registrations; at; at = at->next)
         if (at->id == id) return true;
     if (consumer->registration_count >= (consumer->grouped ? GROUP_REGISTRATIONS_MAX : 1))
         return true; /* not written by a core */
-    registration_t *registration = registration_new(bq, client_id, size, id);
+    registration_t *registration = registration_new(broker, client_id, size, id);
     if (!registration) return false;
     registration->record_lsn = lsn;
-    registration_enter(bq, consumer, registration);
-    if (id > bq->consumers.next_id) bq->consumers.next_id = id;
+    registration_enter(broker, consumer, registration);
+    if (id > broker->consumers.next_id) broker->consumers.next_id = id;
     return true;
 }
 
 /* Adds a consumer from a record or a checkpoint. NULL: no memory. */
-static consumer_t *consumer_load(bq_t *bq, const consumer_record_t *record, const consumer_request_t *request,
+static consumer_t *consumer_load(broker_t *broker, const consumer_record_t *record, const consumer_request_t *request,
                                  uint64_t floor_lsn) {
-    consumer_t *consumer = consumer_by_id(bq, record->id);
+    consumer_t *consumer = consumer_by_id(broker, record->id);
     if (consumer) return consumer;
-    consumer = consumer_new(bq, request, 0);
+    consumer = consumer_new(broker, request, 0);
     if (!consumer) return NULL;
-    consumer_id_assign(bq, consumer, record->id);
+    consumer_id_assign(broker, consumer, record->id);
     consumer->durable = true;
     consumer->born_lsn = consumer->floor_lsn = consumer->floor_logged = floor_lsn;
-    if (record->id > bq->consumers.next_id) bq->consumers.next_id = record->id;
+    if (record->id > broker->consumers.next_id) broker->consumers.next_id = record->id;
     return consumer;
 }
 
 /* Loads a WAL_CONSUMER record. False: no memory. */
-static bool record_load(bq_t *bq, const wal_record_t *entry) {
+static bool record_load(broker_t *broker, const wal_record_t *entry) {
     consumer_record_t record;
     if (!consumer_read(entry->bytes, entry->size, &record)) return true;
     consumer_request_t request =
@@ -133,13 +133,13 @@ static bool record_load(bq_t *bq, const wal_record_t *entry) {
     uint64_t behind_texts = sizeof record + texts_size(&record);
     consumer_record_more_t more = {.registration_id = record.id};
     if (record.form && entry->size - behind_texts >= sizeof more) memcpy(&more, entry->bytes + behind_texts, sizeof more);
-    consumer_t *consumer = consumer_load(bq, &record, &request, record.floored ? record.floor_lsn : entry->lsn);
+    consumer_t *consumer = consumer_load(broker, &record, &request, record.floored ? record.floor_lsn : entry->lsn);
     return consumer &&
-           registration_load(bq, consumer, request.client_id, request.client_id_size, more.registration_id, entry->lsn);
+           registration_load(broker, consumer, request.client_id, request.client_id_size, more.registration_id, entry->lsn);
 }
 
 /* Loads a WAL_CONSUMER_LEAVE record. */
-static void leave_load(bq_t *bq, const wal_record_t *entry) {
+static void leave_load(broker_t *broker, const wal_record_t *entry) {
     leave_record_t leave;
     if (entry->size < sizeof leave) return;
     memcpy(&leave, entry->bytes, sizeof leave);
@@ -147,7 +147,7 @@ static void leave_load(bq_t *bq, const wal_record_t *entry) {
     if (texts > entry->size - sizeof leave) return;
     consumer_request_t request =
         request_of(leave.filter_size, leave.client_id_size, leave.group_size, entry->bytes + sizeof leave);
-    consumer_registrations_end(bq, &request, leave.id_max, true);
+    consumer_registrations_end(broker, &request, leave.id_max, true);
 }
 
 typedef struct checkpoint_head {
@@ -178,13 +178,13 @@ static uint64_t history_record_bytes(uint32_t count) {
 }
 
 /* Without its history, a consumer gets all messages again. So a history that is invalid or does not fit memory is skipped. */
-static void histories_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+static void histories_load(broker_t *broker, const uint8_t *bytes, uint64_t size) {
     history_record_t record;
     while (size >= sizeof record) {
         memcpy(&record, bytes, sizeof record);
         if (history_record_bytes(record.count) > size) return;
-        consumer_t *consumer = consumer_by_id(bq, record.consumer_id);
-        history_t *history = consumer && !consumer->history ? consumer_history_new(bq, record.count) : NULL;
+        consumer_t *consumer = consumer_by_id(broker, record.consumer_id);
+        history_t *history = consumer && !consumer->history ? consumer_history_new(broker, record.count) : NULL;
         if (history) {
             *history =
                 (history_t){.base_lsn = record.base_lsn, .end_lsn = record.end_lsn, .count = record.count, .tells = record.tells};
@@ -198,24 +198,24 @@ static void histories_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
 
 /* Deliveries in flight with one hand-over each are not stored in regular checkpoints: after a start they are sent with the
  * redelivered flag anyway. */
-static bool history_is_kept(const bq_t *bq, const consumer_t *consumer) {
+static bool history_is_kept(const broker_t *broker, const consumer_t *consumer) {
     return consumer->durable &&
-           (consumer_history_tells(consumer) || (bq->consumers.last_checkpoint && consumer_history_count(consumer, true)));
+           (consumer_history_tells(consumer) || (broker->consumers.last_checkpoint && consumer_history_count(consumer, true)));
 }
 
 /* There is room for all histories that history_is_kept selects. The rest stays zero. */
-static void histories_put(uint8_t *to, bq_t *bq) {
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        if (!history_is_kept(bq, consumer)) continue;
+static void histories_put(uint8_t *to, broker_t *broker) {
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
+        if (!history_is_kept(broker, consumer)) continue;
         uint32_t count = consumer_history_count(consumer, true);
-        history_t *history = consumer_history_new(bq, count);
+        history_t *history = consumer_history_new(broker, count);
         if (history && consumer_history_fill(consumer, history, count, true)) {
             history_record_t record = {consumer->id, history->base_lsn, history->end_lsn, count, history->tells};
             memcpy(to, &record, sizeof record);
             if (count) memcpy(to + sizeof record, history->entries, count * sizeof(history_entry_t));
             to += history_record_bytes(count);
         }
-        if (history) pool_free(&bq->pool, history, sizeof *history + count * sizeof(history_entry_t));
+        if (history) pool_free(&broker->pool, history, sizeof *history + count * sizeof(history_entry_t));
     }
 }
 
@@ -227,13 +227,14 @@ typedef struct registration_record {
 
 static uint64_t registration_bytes(uint32_t size) { return sizeof(registration_record_t) + (((uint64_t)size + 7) & ~7ull); }
 
-static bool registrations_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+static bool registrations_load(broker_t *broker, const uint8_t *bytes, uint64_t size) {
     registration_record_t record;
     while (size >= sizeof record) {
         memcpy(&record, bytes, sizeof record);
         if (registration_bytes(record.size) > size) return true;
-        consumer_t *consumer = consumer_by_id(bq, record.consumer_id);
-        if (consumer && consumer->grouped && !registration_load(bq, consumer, bytes + sizeof record, record.size, record.id, 0))
+        consumer_t *consumer = consumer_by_id(broker, record.consumer_id);
+        if (consumer && consumer->grouped &&
+            !registration_load(broker, consumer, bytes + sizeof record, record.size, record.id, 0))
             return false;
         bytes += registration_bytes(record.size);
         size -= registration_bytes(record.size);
@@ -241,8 +242,8 @@ static bool registrations_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
     return true;
 }
 
-static void registrations_put(uint8_t *out, const bq_t *bq) {
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+static void registrations_put(uint8_t *out, const broker_t *broker) {
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         for (const registration_t *registration = consumer->grouped ? consumer->registrations : NULL; registration;
              registration = registration->next) {
             registration_record_t record = {.consumer_id = consumer->id, .id = registration->id, .size = registration->size};
@@ -253,26 +254,26 @@ static void registrations_put(uint8_t *out, const bq_t *bq) {
     }
 }
 
-static void seen_put(uint8_t *out, const bq_t *bq) {
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+static void seen_put(uint8_t *out, const broker_t *broker) {
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable) continue;
         seen_record_t record;
-        consumer_seen_write(bq, consumer, &record);
+        consumer_seen_write(broker, consumer, &record);
         memcpy(out, &record, sizeof record);
         out += sizeof record;
     }
 }
 
-static bool sections_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
+static bool sections_load(broker_t *broker, const uint8_t *bytes, uint64_t size) {
     section_head_t head;
     while (size >= sizeof head) {
         memcpy(&head, bytes, sizeof head);
         if (head.size > size - sizeof head) return true;
-        if (head.kind == SECTION_TIMELINE) timeline_load(bq, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_HISTORY) histories_load(bq, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_SEEN) consumer_seen_load(bq, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_LETTERS) consumer_quota_section_load(bq, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_REGISTRATIONS && !registrations_load(bq, bytes + sizeof head, head.size)) return false;
+        if (head.kind == SECTION_TIMELINE) timeline_load(broker, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_HISTORY) histories_load(broker, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_SEEN) consumer_seen_load(broker, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_LETTERS) consumer_quota_section_load(broker, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_REGISTRATIONS && !registrations_load(broker, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
         size -= section_bytes(head.size);
@@ -290,15 +291,15 @@ static uint8_t *section_begin(uint8_t *out, uint64_t *at, uint32_t kind, uint32_
     return bytes;
 }
 
-static bool checkpoint_load(bq_t *bq, const wal_record_t *checkpoint) {
+static bool checkpoint_load(broker_t *broker, const wal_record_t *checkpoint) {
     checkpoint_head_t head;
     if (checkpoint->size < sizeof head) return true; /* not from any version: use the records only */
     memcpy(&head, checkpoint->bytes, sizeof head);
     if (head.version != CHECKPOINT_VERSION) return false;
-    if (head.next_message_id > bq->next_message_id)
-        bq->next_message_id = head.next_message_id; /* a start without the WAL may have used higher ids */
-    bq->ids_reserved = head.ids_reserved;
-    bq->consumers.next_id = head.next_consumer_id;
+    if (head.next_message_id > broker->next_message_id)
+        broker->next_message_id = head.next_message_id; /* a start without the WAL may have used higher ids */
+    broker->ids_reserved = head.ids_reserved;
+    broker->consumers.next_id = head.next_consumer_id;
     uint64_t at = sizeof head;
     for (uint32_t i = 0; i < head.count; i++) {
         consumer_record_t record;
@@ -306,14 +307,14 @@ static bool checkpoint_load(bq_t *bq, const wal_record_t *checkpoint) {
         at += sizeof record;
         consumer_request_t request =
             request_of(record.filter_size, record.client_id_size, record.group_size, checkpoint->bytes + at);
-        consumer_t *consumer = consumer_load(bq, &record, &request, record.floor_lsn);
+        consumer_t *consumer = consumer_load(broker, &record, &request, record.floor_lsn);
         if (!consumer) return false;
         bool in_section = record.form && consumer->grouped;
-        if (!in_section && !registration_load(bq, consumer, request.client_id, request.client_id_size, record.id, 0))
+        if (!in_section && !registration_load(broker, consumer, request.client_id, request.client_id_size, record.id, 0))
             return false;
         at += texts_size(&record);
     }
-    return sections_load(bq, checkpoint->bytes + at, checkpoint->size - at);
+    return sections_load(broker, checkpoint->bytes + at, checkpoint->size - at);
 }
 
 /* Reads a record of numbers; false: too short. */
@@ -325,16 +326,16 @@ static bool numbers_read(const wal_record_t *entry, uint64_t *numbers, uint32_t 
 
 /* Counting the waiting messages of each consumer would make the start too slow. Any of the messages after the checkpoint may be
  * for any consumer. */
-static void replayed(bq_t *bq, const publish_record_t *publish, uint32_t size) {
-    consumers_t *consumers = &bq->consumers;
+static void replayed(broker_t *broker, const publish_record_t *publish, uint32_t size) {
+    consumers_t *consumers = &broker->consumers;
     if (!consumers->replayed_messages++) consumers->replayed_stamp_ms = publish->timestamp_ms;
     consumers->replayed_bytes += size;
 }
 
 /* Sets the upper limit of waiting messages for a consumer found behind. */
-static void lag_restore(const bq_t *bq, consumer_t *consumer) {
-    const consumers_t *consumers = &bq->consumers;
-    uint64_t most = bq->found_lsn - consumer->floor_lsn;
+static void lag_restore(const broker_t *broker, consumer_t *consumer) {
+    const consumers_t *consumers = &broker->consumers;
+    uint64_t most = broker->found_lsn - consumer->floor_lsn;
     consumer->behind_messages += consumers->replayed_messages;
     consumer->behind_bytes += consumers->replayed_bytes;
     consumer->behind_unsure |= consumers->replayed_messages > 0;
@@ -344,31 +345,32 @@ static void lag_restore(const bq_t *bq, consumer_t *consumer) {
 
 /* Skips records that do not match their type, and those of later versions: the other records are still valid. */
 bool consumer_restore(void *context, const wal_record_t *entry) {
-    bq_t *bq = context;
+    broker_t *broker = context;
     publish_record_t publish;
     uint64_t numbers[2];
     consumer_t *consumer;
     switch (entry->type) {
-    case 0: return checkpoint_load(bq, entry);
+    case 0: return checkpoint_load(broker, entry);
     case WAL_PUBLISH:
         if (!publish_read(entry->bytes, entry->size, &publish)) return true;
-        if (publish.id >= bq->next_message_id) bq->next_message_id = publish.id + 1;
-        timeline_restore_publish(bq, entry->lsn, &publish);
-        replayed(bq, &publish, entry->size);
-        if (entry->flags & PUBLISH_DEAD_LETTER && entry->lsn > bq->consumers.quota_letters.newest_lsn)
-            consumer_quota_letter_logged(bq, entry->lsn, entry->size);
+        if (publish.id >= broker->next_message_id) broker->next_message_id = publish.id + 1;
+        timeline_restore_publish(broker, entry->lsn, &publish);
+        replayed(broker, &publish, entry->size);
+        if (entry->flags & PUBLISH_DEAD_LETTER && entry->lsn > broker->consumers.quota_letters.newest_lsn)
+            consumer_quota_letter_logged(broker, entry->lsn, entry->size);
         return true;
-    case WAL_TIME: timeline_restore(bq, entry->lsn, entry->bytes, entry->size); return true;
+    case WAL_TIME: timeline_restore(broker, entry->lsn, entry->bytes, entry->size); return true;
     case WAL_IDS:
-        if (entry->size == sizeof *numbers && numbers_read(entry, numbers, 1)) bq->ids_reserved = numbers[0];
+        if (entry->size == sizeof *numbers && numbers_read(entry, numbers, 1)) broker->ids_reserved = numbers[0];
         return true;
-    case WAL_CONSUMER: return record_load(bq, entry);
-    case WAL_CONSUMER_LEAVE: leave_load(bq, entry); return true;
+    case WAL_CONSUMER: return record_load(broker, entry);
+    case WAL_CONSUMER_LEAVE: leave_load(broker, entry); return true;
     case WAL_CONSUMER_END:
-        if (numbers_read(entry, numbers, 1) && (consumer = consumer_by_id(bq, numbers[0]))) consumer_free(bq, consumer);
+        if (numbers_read(entry, numbers, 1) && (consumer = consumer_by_id(broker, numbers[0]))) consumer_free(broker, consumer);
         return true;
     case WAL_ACK:
-        if (numbers_read(entry, numbers, 2) && (consumer = consumer_by_id(bq, numbers[0])) && numbers[1] > consumer->floor_lsn)
+        if (numbers_read(entry, numbers, 2) && (consumer = consumer_by_id(broker, numbers[0])) &&
+            numbers[1] > consumer->floor_lsn)
             consumer->floor_lsn = consumer->floor_logged = numbers[1];
         return true;
     default: return true; /* from a later minor version */
@@ -377,22 +379,22 @@ bool consumer_restore(void *context, const wal_record_t *entry) {
 
 /* Every consumer reads from its floor. Floors are appended lazily, so the messages sent above the floor are unknown: all of them
  * get the redelivered flag. */
-void consumer_restored(bq_t *bq) {
-    for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
-        if (consumer->floor_lsn >= bq->found_lsn || !consumer->qos) {
+void consumer_restored(broker_t *broker) {
+    for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
+        if (consumer->floor_lsn >= broker->found_lsn || !consumer->qos) {
             consumer_behind_end(consumer);
             continue;
         }
-        lag_restore(bq, consumer);
+        lag_restore(broker, consumer);
         consumer->behind = true;
         consumer->next_lsn = consumer->floor_lsn + 1;
-        consumer->doubtful_lsn = bq->found_lsn;
+        consumer->doubtful_lsn = broker->found_lsn;
     }
 }
 
-void consumers_go_on(bq_t *bq) {
-    for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next)
-        if (consumer->behind) consumer_pump_later(bq, consumer);
+void consumers_go_on(broker_t *broker) {
+    for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next)
+        if (consumer->behind) consumer_pump_later(broker, consumer);
 }
 
 typedef struct durable_sums {
@@ -406,17 +408,18 @@ static uint64_t kept_floor(const consumer_t *consumer) {
     return consumer->floor_lsn + 1 < consumer->kept_lsn ? consumer->kept_lsn - 1 : consumer->floor_lsn;
 }
 
-static durable_sums_t durable_sums(bq_t *bq) {
-    durable_sums_t sums = {.bytes = sizeof(checkpoint_head_t), .keep_from = bq->dispatched_lsn + 1};
-    for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+static durable_sums_t durable_sums(broker_t *broker) {
+    durable_sums_t sums = {.bytes = sizeof(checkpoint_head_t), .keep_from = broker->dispatched_lsn + 1};
+    for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         /* a group that is not durable any more still reads its stored messages */
         if (!consumer->durable && !consumer->behind) continue;
-        if (!consumer->head && !consumer->behind) consumer_floor_update(bq, consumer); /* idle: it has seen everything */
+        if (!consumer->head && !consumer->behind) consumer_floor_update(broker, consumer); /* idle: it has seen everything */
         if (kept_floor(consumer) + 1 < sums.keep_from) sums.keep_from = kept_floor(consumer) + 1;
         if (!consumer->durable) continue;
         sums.count++;
         sums.bytes += sizeof(consumer_record_t) + consumer->filter_size + consumer->client_id_size + consumer->group_size;
-        if (history_is_kept(bq, consumer)) sums.histories_bytes += history_record_bytes(consumer_history_count(consumer, true));
+        if (history_is_kept(broker, consumer))
+            sums.histories_bytes += history_record_bytes(consumer_history_count(consumer, true));
         for (const registration_t *registration = consumer->grouped ? consumer->registrations : NULL; registration;
              registration = registration->next)
             sums.registrations_bytes += registration_bytes(registration->size);
@@ -424,17 +427,17 @@ static durable_sums_t durable_sums(bq_t *bq) {
     return sums;
 }
 
-uint8_t *consumers_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
-    durable_sums_t sums = durable_sums(bq);
+uint8_t *consumers_serialize(broker_t *broker, uint32_t *size, uint64_t *keep_from) {
+    durable_sums_t sums = durable_sums(broker);
     uint64_t bytes, at = 0;
     *keep_from = sums.keep_from;
     checkpoint_head_t head = {.version = CHECKPOINT_VERSION,
                               .count = sums.count,
-                              .next_message_id = bq->next_message_id,
-                              .ids_reserved = bq->ids_reserved,
-                              .next_consumer_id = bq->consumers.next_id};
-    uint32_t timeline_size = timeline_section_size(bq, *keep_from);
-    uint32_t letters_size = consumer_quota_section_size(bq);
+                              .next_message_id = broker->next_message_id,
+                              .ids_reserved = broker->ids_reserved,
+                              .next_consumer_id = broker->consumers.next_id};
+    uint32_t timeline_size = timeline_section_size(broker, *keep_from);
+    uint32_t letters_size = consumer_quota_section_size(broker);
     uint64_t seen_bytes = (uint64_t)sums.count * sizeof(seen_record_t);
     bytes = sums.bytes + sums.registrations_bytes + sums.histories_bytes + seen_bytes + 3 * sizeof(section_head_t) +
             section_bytes(letters_size) + section_bytes(timeline_size);
@@ -442,19 +445,19 @@ uint8_t *consumers_serialize(bq_t *bq, uint32_t *size, uint64_t *keep_from) {
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
     at += sizeof head;
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable) continue;
         consumer_record_t record = record_of(consumer, kept_floor(consumer));
         memcpy(out + at, &record, sizeof record);
         memcpy(out + at + sizeof record, consumer->text, texts_size(&record));
         at += sizeof record + texts_size(&record);
     }
-    registrations_put(section_begin(out, &at, SECTION_REGISTRATIONS, (uint32_t)sums.registrations_bytes), bq);
+    registrations_put(section_begin(out, &at, SECTION_REGISTRATIONS, (uint32_t)sums.registrations_bytes), broker);
     uint8_t *histories = section_begin(out, &at, SECTION_HISTORY, (uint32_t)sums.histories_bytes);
-    histories_put(histories, bq);
-    seen_put(section_begin(out, &at, SECTION_SEEN, (uint32_t)seen_bytes), bq);
-    consumer_quota_section_write(bq, section_begin(out, &at, SECTION_LETTERS, letters_size));
-    timeline_section_write(bq, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
+    histories_put(histories, broker);
+    seen_put(section_begin(out, &at, SECTION_SEEN, (uint32_t)seen_bytes), broker);
+    consumer_quota_section_write(broker, section_begin(out, &at, SECTION_LETTERS, letters_size));
+    timeline_section_write(broker, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
     *size = (uint32_t)at;
     return out;
 }

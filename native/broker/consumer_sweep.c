@@ -6,20 +6,20 @@
  * consumers are read forward to their first message that is not expired. They use the same readers and the same line as all
  * others (broker/consumer_read.c), and are read again only when that first message has expired too.
  */
-#include "core.h"
+#include "broker/broker.h"
 #include "broker/consumer_internal.h"
 
-void consumers_sweep(bq_t *bq) {
-    uint64_t now_ms = timeline_now_ms(bq);
-    for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+void consumers_sweep(broker_t *broker) {
+    uint64_t now_ms = timeline_now_ms(broker);
+    for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable || !consumer->behind || consumer->members || consumer->sweep || now_ms < consumer->sweep_due_ms)
             continue;
         consumer->sweep = true;
-        consumer_pump_later(bq, consumer);
+        consumer_pump_later(broker, consumer);
     }
 }
 
-void consumer_swept(const bq_t *bq, consumer_t *consumer, uint64_t left_ms) {
+void consumer_swept(const broker_t *broker, consumer_t *consumer, uint64_t left_ms) {
     consumer->sweep = false;
-    consumer->sweep_due_ms = left_ms ? timeline_now_ms(bq) + left_ms : UINT64_MAX;
+    consumer->sweep_due_ms = left_ms ? timeline_now_ms(broker) + left_ms : UINT64_MAX;
 }

@@ -4,7 +4,7 @@
  */
 #include "broker/consumer_flight.h"
 #include "broker/commit.h"
-#include "core.h"
+#include "broker/broker.h"
 #include "proto/protocol.h"
 
 #include <stdlib.h>
@@ -13,50 +13,50 @@
 
 /* ---- members ----------------------------------------------------------------------------------------------------- */
 
-void member_remove(bq_t *bq, member_t *member) {
+void member_remove(broker_t *broker, member_t *member) {
     consumer_t *consumer = member->consumer;
-    flight_member_leaves(bq, member);
+    flight_member_leaves(broker, member);
     if (consumer->turn == member) consumer->turn = member->next;
     *member->link = member->next;
     if (member->next) member->next->link = member->link;
-    *member->connection_link = member->connection_next;
-    if (member->connection_next) member->connection_next->connection_link = member->connection_link;
+    *member->client_link = member->client_next;
+    if (member->client_next) member->client_next->client_link = member->client_link;
     consumer->member_count--;
-    consumer->seen_wall_ms = bq->wall_ms;
-    consumer_seen(bq, consumer);
-    member->connection->group_count -= consumer->grouped;
-    pool_free(&bq->pool, member, sizeof *member);
-    if (!consumer->member_count && consumer->durable) consumer_window_leave(bq, consumer);
+    consumer->seen_wall_ms = broker->wall_ms;
+    consumer_seen(broker, consumer);
+    member->client->group_count -= consumer->grouped;
+    pool_free(&broker->pool, member, sizeof *member);
+    if (!consumer->member_count && consumer->durable) consumer_window_leave(broker, consumer);
 }
 
 /* Searches the consumer's list and the connection's list in step: one of them is usually short. */
-static member_t *member_find(const consumer_t *consumer, const connection_t *connection) {
-    member_t *of_consumer = consumer->members, *of_connection = connection->members;
-    for (; of_consumer && of_connection; of_consumer = of_consumer->next, of_connection = of_connection->connection_next) {
-        if (of_consumer->connection == connection) return of_consumer;
+static member_t *member_find(const consumer_t *consumer, const client_t *client) {
+    member_t *of_consumer = consumer->members, *of_connection = client->members;
+    for (; of_consumer && of_connection; of_consumer = of_consumer->next, of_connection = of_connection->client_next) {
+        if (of_consumer->client == client) return of_consumer;
         if (of_connection->consumer == consumer) return of_connection;
     }
     return NULL;
 }
 
-static member_t *member_add(bq_t *bq, consumer_t *consumer, connection_t *connection) {
-    member_t *member = pool_alloc(&bq->pool, sizeof *member);
+static member_t *member_add(broker_t *broker, consumer_t *consumer, client_t *client) {
+    member_t *member = pool_alloc(&broker->pool, sizeof *member);
     if (!member) return NULL;
     *member = (member_t){.consumer = consumer,
-                         .connection = connection,
+                         .client = client,
                          .next = consumer->members,
                          .link = &consumer->members,
-                         .connection_next = connection->members,
-                         .connection_link = &connection->members};
+                         .client_next = client->members,
+                         .client_link = &client->members};
     if (member->next) member->next->link = &member->next;
     consumer->members = member;
-    if (member->connection_next) member->connection_next->connection_link = &member->connection_next;
-    connection->members = member;
-    connection->group_count += consumer->grouped;
+    if (member->client_next) member->client_next->client_link = &member->client_next;
+    client->members = member;
+    client->group_count += consumer->grouped;
     consumer->member_count++;
     consumer->full_at = 0;
-    consumer_seen(bq, consumer);
-    consumer_pump_later(bq, consumer);
+    consumer_seen(broker, consumer);
+    consumer_pump_later(broker, consumer);
     return member;
 }
 
@@ -68,16 +68,16 @@ static bool text_is(const uint8_t *a, uint32_t a_size, const uint8_t *b, uint32_
 
 /* A consumer's name is its filter and group. Without a group it is the filter and the client_id if durable, otherwise the
  * connection. */
-static uint64_t name_hash(const bq_t *bq, const consumer_request_t *request, bq_conn_t owner) {
-    uint64_t hash = hash_bytes(&bq->hash_key, request->filter, request->filter_size, 0);
-    if (request->group_size) return hash_bytes(&bq->hash_key, request->group, request->group_size, hash);
+static uint64_t name_hash(const broker_t *broker, const consumer_request_t *request, bq_conn_t owner) {
+    uint64_t hash = hash_bytes(&broker->hash_key, request->filter, request->filter_size, 0);
+    if (request->group_size) return hash_bytes(&broker->hash_key, request->group, request->group_size, hash);
     if (request->durable)
-        return request->client_id_size ? hash_bytes(&bq->hash_key, request->client_id, request->client_id_size, hash) : hash;
-    return hash_bytes(&bq->hash_key, (const uint8_t *)&owner, sizeof owner, hash);
+        return request->client_id_size ? hash_bytes(&broker->hash_key, request->client_id, request->client_id_size, hash) : hash;
+    return hash_bytes(&broker->hash_key, (const uint8_t *)&owner, sizeof owner, hash);
 }
 
-static bq_conn_t owner_of(const consumer_request_t *request, const connection_t *connection) {
-    return request->group_size || request->durable ? 0 : connection->handle;
+static bq_conn_t owner_of(const consumer_request_t *request, const client_t *client) {
+    return request->group_size || request->durable ? 0 : client->handle;
 }
 
 static bool consumer_is(const consumer_t *consumer, const consumer_request_t *request, bq_conn_t owner) {
@@ -89,9 +89,9 @@ static bool consumer_is(const consumer_t *consumer, const consumer_request_t *re
            text_is(consumer_client_id(consumer), consumer->client_id_size, request->client_id, request->client_id_size);
 }
 
-static consumer_t *consumer_find(bq_t *bq, const connection_t *connection, const consumer_request_t *request) {
-    bq_conn_t owner = owner_of(request, connection);
-    consumer_t *consumer = bq->consumers.names[name_hash(bq, request, owner) & (bq->consumers.table_size - 1)];
+static consumer_t *consumer_find(broker_t *broker, const client_t *client, const consumer_request_t *request) {
+    bq_conn_t owner = owner_of(request, client);
+    consumer_t *consumer = broker->consumers.names[name_hash(broker, request, owner) & (broker->consumers.table_size - 1)];
     while (consumer && !consumer_is(consumer, request, owner)) consumer = consumer->name_chain;
     return consumer;
 }
@@ -104,19 +104,19 @@ static consumer_t **id_slot(const consumers_t *consumers, uint64_t id) {
     return &consumers->ids[id & (consumers->table_size - 1)]; /* ids are sequential */
 }
 
-consumer_t *consumer_by_id(bq_t *bq, uint64_t id) {
-    consumer_t *consumer = *id_slot(&bq->consumers, id);
+consumer_t *consumer_by_id(broker_t *broker, uint64_t id) {
+    consumer_t *consumer = *id_slot(&broker->consumers, id);
     while (consumer && consumer->id != id) consumer = consumer->id_chain;
     return consumer;
 }
 
 /* Rebuilds both tables. Consumers are added from the newest to the oldest, so that the newest is still found first. */
-static bool tables_make(bq_t *bq, uint32_t size) {
-    consumers_t *consumers = &bq->consumers;
-    consumer_t **tables = pool_alloc(&bq->pool, 2 * size * sizeof *tables), **at;
+static bool tables_make(broker_t *broker, uint32_t size) {
+    consumers_t *consumers = &broker->consumers;
+    consumer_t **tables = pool_alloc(&broker->pool, 2 * size * sizeof *tables), **at;
     if (!tables) return false;
     memset(tables, 0, 2 * size * sizeof *tables);
-    if (consumers->names) pool_free(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *tables);
+    if (consumers->names) pool_free(&broker->pool, consumers->names, 2 * consumers->table_size * sizeof *tables);
     consumers->names = tables;
     consumers->ids = tables + size;
     consumers->table_size = size;
@@ -131,16 +131,16 @@ static bool tables_make(bq_t *bq, uint32_t size) {
     return true;
 }
 
-static void names_enter(bq_t *bq, consumer_t *consumer) {
-    consumers_t *consumers = &bq->consumers;
-    if (consumers->count >= consumers->table_size) tables_make(bq, consumers->table_size * 2); /* on failure: slower */
+static void names_enter(broker_t *broker, consumer_t *consumer) {
+    consumers_t *consumers = &broker->consumers;
+    if (consumers->count >= consumers->table_size) tables_make(broker, consumers->table_size * 2); /* on failure: slower */
     consumer_t **slot = name_slot(consumers, consumer);
     consumer->name_chain = *slot;
     *slot = consumer;
 }
 
-void consumer_id_assign(bq_t *bq, consumer_t *consumer, uint64_t id) {
-    consumer_t **slot = id_slot(&bq->consumers, id);
+void consumer_id_assign(broker_t *broker, consumer_t *consumer, uint64_t id) {
+    consumer_t **slot = id_slot(&broker->consumers, id);
     if (!id) return; /* a core never assigns id 0 */
     consumer->id = id;
     consumer->id_chain = *slot;
@@ -162,74 +162,75 @@ static void id_leave(consumers_t *consumers, consumer_t *consumer) {
 }
 
 /* Its name changes when it becomes durable or stops being durable. */
-static void name_change(bq_t *bq, consumer_t *consumer, const consumer_request_t *request, bq_conn_t owner) {
-    name_leave(&bq->consumers, consumer);
+static void name_change(broker_t *broker, consumer_t *consumer, const consumer_request_t *request, bq_conn_t owner) {
+    name_leave(&broker->consumers, consumer);
     consumer->owner = owner;
-    consumer->name_hash = name_hash(bq, request, owner);
-    consumer_t **slot = name_slot(&bq->consumers, consumer);
+    consumer->name_hash = name_hash(broker, request, owner);
+    consumer_t **slot = name_slot(&broker->consumers, consumer);
     consumer->name_chain = *slot;
     *slot = consumer;
 }
 
 /* ---- registrations: client_ids that keep a durable subscription -------------------------------------------------- */
 
-registration_t *registration_new(bq_t *bq, const uint8_t *client_id, uint32_t size, uint64_t id) {
-    registration_t *registration = pool_alloc(&bq->pool, sizeof *registration + size);
+registration_t *registration_new(broker_t *broker, const uint8_t *client_id, uint32_t size, uint64_t id) {
+    registration_t *registration = pool_alloc(&broker->pool, sizeof *registration + size);
     if (!registration) return NULL;
-    *registration = (registration_t){.id = id, .size = size, .hash = hash_bytes(&bq->hash_key, client_id, size, 0)};
+    *registration = (registration_t){.id = id, .size = size, .hash = hash_bytes(&broker->hash_key, client_id, size, 0)};
     if (size) memcpy(registration->client_id, client_id, size);
     return registration;
 }
 
-void registration_free(bq_t *bq, registration_t *registration) {
-    pool_free(&bq->pool, registration, sizeof *registration + registration->size);
+void registration_free(broker_t *broker, registration_t *registration) {
+    pool_free(&broker->pool, registration, sizeof *registration + registration->size);
 }
 
-static registration_t *registration_find(const bq_t *bq, const consumer_t *consumer, const uint8_t *client_id, uint32_t size) {
+static registration_t *registration_find(const broker_t *broker, const consumer_t *consumer, const uint8_t *client_id,
+                                         uint32_t size) {
     registration_t *registration = consumer->registrations;
     if (!registration) return NULL;
-    uint64_t hash = hash_bytes(&bq->hash_key, client_id, size, 0);
+    uint64_t hash = hash_bytes(&broker->hash_key, client_id, size, 0);
     while (registration && !(registration->hash == hash && text_is(registration->client_id, registration->size, client_id, size)))
         registration = registration->next;
     return registration;
 }
 
-void registration_enter(bq_t *bq, consumer_t *consumer, registration_t *registration) {
-    registration->key = consumer_owner_enter(bq, registration->client_id, registration->size);
-    consumer_owner_leave(bq, consumer->key); /* now counted through its registrations */
+void registration_enter(broker_t *broker, consumer_t *consumer, registration_t *registration) {
+    registration->key = consumer_owner_enter(broker, registration->client_id, registration->size);
+    consumer_owner_leave(broker, consumer->key); /* now counted through its registrations */
     consumer->key = NULL;
     registration->next = consumer->registrations;
     consumer->registrations = registration;
-    bq->consumers.group_registrations += consumer->registration_count++ > 0;
+    broker->consumers.group_registrations += consumer->registration_count++ > 0;
     consumer->durable = true;
 }
 
-static void registration_remove(bq_t *bq, consumer_t *consumer, registration_t *registration) {
+static void registration_remove(broker_t *broker, consumer_t *consumer, registration_t *registration) {
     registration_t **at = &consumer->registrations;
     while (*at != registration) at = &(*at)->next;
     *at = registration->next;
-    bq->consumers.group_registrations -= --consumer->registration_count > 0;
+    broker->consumers.group_registrations -= --consumer->registration_count > 0;
     if (consumer->registration_count)
-        consumer_owner_leave(bq, registration->key);
+        consumer_owner_leave(broker, registration->key);
     else
         consumer->key = registration->key;
-    registration_free(bq, registration);
+    registration_free(broker, registration);
 }
 
 /* Without its last registration, a durable subscription ends, and so does a durable group without members. A group with members
  * continues in memory. So does the subscription of `keep`, whose client has been told that it is not durable. True: the consumer
  * ended. */
-static bool registration_end(bq_t *bq, consumer_t *consumer, registration_t *registration, const connection_t *keep) {
-    registration_remove(bq, consumer, registration);
+static bool registration_end(broker_t *broker, consumer_t *consumer, registration_t *registration, const client_t *keep) {
+    registration_remove(broker, consumer, registration);
     if (consumer->registrations) return false;
     consumer->durable = false;
-    id_leave(&bq->consumers, consumer);
+    id_leave(&broker->consumers, consumer);
     if (!consumer->members || (!consumer->grouped && !keep)) {
-        consumer_free(bq, consumer);
+        consumer_free(broker, consumer);
         return true;
     }
     consumer_request_t own = {.filter = consumer->text, .filter_size = consumer->filter_size};
-    if (!consumer->grouped) name_change(bq, consumer, &own, keep->handle);
+    if (!consumer->grouped) name_change(broker, consumer, &own, keep->handle);
     return false;
 }
 
@@ -239,54 +240,54 @@ static size_t consumer_bytes(const consumer_t *consumer) {
     return sizeof *consumer + consumer->filter_size + consumer->group_size;
 }
 
-consumer_t *consumer_new(bq_t *bq, const consumer_request_t *request, bq_conn_t owner) {
+consumer_t *consumer_new(broker_t *broker, const consumer_request_t *request, bq_conn_t owner) {
     uint32_t client_id_size = request->group_size ? 0 : request->client_id_size; /* a group's client_ids are its registrations */
     size_t size = sizeof(consumer_t) + request->filter_size + client_id_size + request->group_size;
-    consumer_t *consumer = pool_alloc(&bq->pool, size);
+    consumer_t *consumer = pool_alloc(&broker->pool, size);
     if (!consumer) return NULL;
     *consumer = (consumer_t){.filter_size = request->filter_size,
                              .client_id_size = client_id_size,
                              .group_size = request->group_size,
                              .qos = request->qos,
                              .grouped = request->group_size > 0,
-                             .name_hash = name_hash(bq, request, owner),
+                             .name_hash = name_hash(broker, request, owner),
                              .owner = owner};
     memcpy(consumer->text, request->filter, request->filter_size);
     if (client_id_size) memcpy(consumer->text + request->filter_size, request->client_id, client_id_size);
     if (request->group_size) memcpy(consumer->text + request->filter_size, request->group, request->group_size);
-    if (route_consumer(bq->routes, consumer, &consumer->route, request->filter, request->filter_size) < 0) {
-        pool_free(&bq->pool, consumer, size);
+    if (route_consumer(broker->routes, consumer, &consumer->route, request->filter, request->filter_size) < 0) {
+        pool_free(&broker->pool, consumer, size);
         return NULL;
     }
-    names_enter(bq, consumer);
-    consumer->key = consumer_owner_enter(bq, request->client_id, request->client_id_size);
-    consumer->floor_lsn = consumer->floor_logged = bq->dispatched_lsn;
-    consumer->next = bq->consumers.all;
-    consumer->link = &bq->consumers.all;
+    names_enter(broker, consumer);
+    consumer->key = consumer_owner_enter(broker, request->client_id, request->client_id_size);
+    consumer->floor_lsn = consumer->floor_logged = broker->dispatched_lsn;
+    consumer->next = broker->consumers.all;
+    consumer->link = &broker->consumers.all;
     if (consumer->next) consumer->next->link = &consumer->next;
-    bq->consumers.all = consumer;
-    bq->consumers.count++;
+    broker->consumers.all = consumer;
+    broker->consumers.count++;
     return consumer;
 }
 
-void consumer_free(bq_t *bq, consumer_t *consumer) {
-    bq->stats.dropped_disconnect += consumer->window_count;
-    bq->stats.enqueued += consumer->window_count;
-    while (consumer->head) delivery_free(bq, consumer->head);
-    while (consumer->members) member_remove(bq, consumer->members);
-    consumer_history_drop(bq, consumer);
-    consumer_read_abandon(bq, consumer);
-    consumer_pump_never(bq, consumer);
-    route_consumer_leave(bq->routes, &consumer->route);
-    consumer_list_forget(bq, consumer);
-    name_leave(&bq->consumers, consumer);
-    id_leave(&bq->consumers, consumer);
-    while (consumer->registrations) registration_remove(bq, consumer, consumer->registrations);
-    consumer_owner_leave(bq, consumer->key);
+void consumer_free(broker_t *broker, consumer_t *consumer) {
+    broker->stats.dropped_disconnect += consumer->window_count;
+    broker->stats.enqueued += consumer->window_count;
+    while (consumer->head) delivery_free(broker, consumer->head);
+    while (consumer->members) member_remove(broker, consumer->members);
+    consumer_history_drop(broker, consumer);
+    consumer_read_abandon(broker, consumer);
+    consumer_pump_never(broker, consumer);
+    route_consumer_leave(broker->routes, &consumer->route);
+    consumer_list_forget(broker, consumer);
+    name_leave(&broker->consumers, consumer);
+    id_leave(&broker->consumers, consumer);
+    while (consumer->registrations) registration_remove(broker, consumer, consumer->registrations);
+    consumer_owner_leave(broker, consumer->key);
     *consumer->link = consumer->next;
     if (consumer->next) consumer->next->link = consumer->link;
-    bq->consumers.count--;
-    pool_free(&bq->pool, consumer, consumer_bytes(consumer));
+    broker->consumers.count--;
+    pool_free(&broker->pool, consumer, consumer_bytes(consumer));
 }
 
 /* ---- requests: SUB ----------------------------------------------------------------------------------------------- */
@@ -300,21 +301,21 @@ static const char *TOO_MANY_REGISTRATIONS =
     "the queue group has 1024 durable client_ids, which is the maximum: remove unused ones "
     "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
-static bool refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
-    connection->protocol->refuse(bq, connection, seq, outcome, why);
-    connection_resume(bq, connection, PAUSE_ANSWER);
+static bool refuse(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    client->protocol->refuse(broker, client, seq, outcome, why);
+    client_resume(broker, client, PAUSE_ANSWER);
     return false;
 }
 
 /* The consumer that a SUB refers to; NULL: a new one. A durable consumer has priority over the connection's own, which may become
  * durable. */
-static consumer_t *consumer_wanted(bq_t *bq, connection_t *connection, const consumer_request_t *request) {
+static consumer_t *consumer_wanted(broker_t *broker, client_t *client, const consumer_request_t *request) {
     consumer_request_t lasting = *request, passing = *request;
     lasting.durable = request->client_id_size > 0;
     passing.durable = false;
-    consumer_t *own = consumer_find(bq, connection, &passing);
-    consumer_t *kept = lasting.durable && !request->group_size ? consumer_find(bq, connection, &lasting) : NULL;
-    if (kept && (request->durable || member_find(kept, connection))) return kept;
+    consumer_t *own = consumer_find(broker, client, &passing);
+    consumer_t *kept = lasting.durable && !request->group_size ? consumer_find(broker, client, &lasting) : NULL;
+    if (kept && (request->durable || member_find(kept, client))) return kept;
     return own;
 }
 
@@ -325,19 +326,19 @@ typedef struct attempt {
     uint8_t undo;
 } attempt_t;
 
-static void attempt_undo(bq_t *bq, const attempt_t *attempt) {
-    if (attempt->undo & PENDING_UNDO_MEMBER) member_remove(bq, attempt->member);
-    if (attempt->consumer && !attempt->consumer->members && !attempt->consumer->durable) consumer_free(bq, attempt->consumer);
+static void attempt_undo(broker_t *broker, const attempt_t *attempt) {
+    if (attempt->undo & PENDING_UNDO_MEMBER) member_remove(broker, attempt->member);
+    if (attempt->consumer && !attempt->consumer->members && !attempt->consumer->durable) consumer_free(broker, attempt->consumer);
 }
 
 /* The floor for the record: the unacknowledged messages that are certainly still in the WAL. Older ones stay in memory only. */
-static uint64_t floor_to_wal(bq_t *bq, consumer_t *consumer) {
+static uint64_t floor_to_wal(broker_t *broker, consumer_t *consumer) {
     uint64_t kept_from = consumer->kept_lsn;
     if (!consumer->durable && !consumer->behind) {
         wal_stats_t stats;
-        wal_stats(bq->wal, &stats);
-        consumer_floor_update(bq, consumer);
-        kept_from = stats.first_lsn > bq->consumers.kept_from ? stats.first_lsn : bq->consumers.kept_from;
+        wal_stats(broker->wal, &stats);
+        consumer_floor_update(broker, consumer);
+        kept_from = stats.first_lsn > broker->consumers.kept_from ? stats.first_lsn : broker->consumers.kept_from;
     }
     return consumer->floor_lsn + 1 < kept_from ? kept_from - 1 : consumer->floor_lsn;
 }
@@ -353,116 +354,116 @@ static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) 
 
 /* Adds a client_id, so that the consumer becomes or stays durable. The SubAck waits for the commit of the record. False: no
  * room. */
-static bool registration_begin(bq_t *bq, connection_t *connection, uint64_t seq, attempt_t *attempt,
+static bool registration_begin(broker_t *broker, client_t *client, uint64_t seq, attempt_t *attempt,
                                const consumer_request_t *request) {
     consumer_t *consumer = attempt->consumer;
     bool fresh = attempt->undo & PENDING_UNDO_CONSUMER;
-    uint64_t id = bq->consumers.next_id + 1, consumer_id = consumer->id ? consumer->id : id;
-    registration_t *registration = registration_new(bq, request->client_id, request->client_id_size, id);
-    pending_commit_t *pending = registration ? commit_answer_new(bq, connection, seq, PENDING_SUBACK, consumer->text,
+    uint64_t id = broker->consumers.next_id + 1, consumer_id = consumer->id ? consumer->id : id;
+    registration_t *registration = registration_new(broker, request->client_id, request->client_id_size, id);
+    pending_commit_t *pending = registration ? commit_answer_new(broker, client, seq, PENDING_SUBACK, consumer->text,
                                                                  consumer->filter_size, consumer->group_size)
                                              : NULL;
-    uint64_t floor_lsn = fresh ? CONSUMER_NEW_FLOOR : floor_to_wal(bq, consumer);
-    int64_t lsn = pending ? consumer_record_append(bq, consumer, registration, consumer_id, floor_lsn) : 0;
+    uint64_t floor_lsn = fresh ? CONSUMER_NEW_FLOOR : floor_to_wal(broker, consumer);
+    int64_t lsn = pending ? consumer_record_append(broker, consumer, registration, consumer_id, floor_lsn) : 0;
     if (lsn <= 0) {
-        if (pending) commit_answer_drop(bq, pending);
-        if (registration) registration_free(bq, registration);
+        if (pending) commit_answer_drop(broker, pending);
+        if (registration) registration_free(broker, registration);
         return false;
     }
-    bq->consumers.next_id = id;
+    broker->consumers.next_id = id;
     pending->id = id;
     pending->undo = attempt->undo | PENDING_UNDO_REGISTRATION;
-    commit_answer_wait(bq, connection, pending, (uint64_t)lsn);
+    commit_answer_wait(broker, client, pending, (uint64_t)lsn);
     registration->record_lsn = (uint64_t)lsn;
     bool raised = !consumer->durable;
-    registration_enter(bq, consumer, registration);
+    registration_enter(broker, consumer, registration);
     if (!raised) return true;
-    if (!consumer->grouped) name_change(bq, consumer, request, 0);
-    consumer_id_assign(bq, consumer, consumer_id);
+    if (!consumer->grouped) name_change(broker, consumer, request, 0);
+    consumer_id_assign(broker, consumer, consumer_id);
     if (fresh) consumer->born_lsn = consumer->floor_lsn = floor_lsn = (uint64_t)lsn;
     floor_begin(consumer, floor_lsn, (uint64_t)lsn);
     return true;
 }
 
 /* Found at the start, but not synced yet because the disk is full: a SubAck now could be wrong after a power cut. */
-static bool in_doubt(const bq_t *bq, const registration_t *registration) {
-    return bq->dispatched_lsn < bq->found_lsn && registration->record_lsn > bq->dispatched_lsn;
+static bool in_doubt(const broker_t *broker, const registration_t *registration) {
+    return broker->dispatched_lsn < broker->found_lsn && registration->record_lsn > broker->dispatched_lsn;
 }
 
-static const char *over_limits(bq_t *bq, const consumer_t *consumer, bool holds, const consumer_request_t *request) {
+static const char *over_limits(broker_t *broker, const consumer_t *consumer, bool holds, const consumer_request_t *request) {
     if (consumer && holds && consumer->grouped && consumer->registration_count >= GROUP_REGISTRATIONS_MAX)
         return TOO_MANY_REGISTRATIONS;
     bool counts = !consumer || (holds && consumer->registration_count);
     if (!counts) return NULL;
-    if (bq->consumers.count + bq->consumers.group_registrations >= bq->config.max_sessions) {
-        bq->stats.sessions_refused++;
+    if (broker->consumers.count + broker->consumers.group_registrations >= broker->config.max_sessions) {
+        broker->stats.sessions_refused++;
         return TOO_MANY_CONSUMERS;
     }
     if (!request->keyed ||
-        consumer_owner_count(bq, request->client_id, request->client_id_size) < bq->config.max_sessions_per_key)
+        consumer_owner_count(broker, request->client_id, request->client_id_size) < broker->config.max_sessions_per_key)
         return NULL;
-    bq->stats.sessions_refused_key++;
+    broker->stats.sessions_refused_key++;
     return TOO_MANY_OF_KEY;
 }
 
 /* Ends the connection's own subscription after it has joined the durable one with the same filter, which has all its messages. */
-static void own_end(bq_t *bq, connection_t *connection, const consumer_request_t *request, const consumer_t *taken_up) {
+static void own_end(broker_t *broker, client_t *client, const consumer_request_t *request, const consumer_t *taken_up) {
     consumer_request_t passing = *request;
     passing.durable = false;
-    consumer_t *own = request->group_size || !request->durable ? NULL : consumer_find(bq, connection, &passing);
-    if (own && own != taken_up) consumer_free(bq, own);
+    consumer_t *own = request->group_size || !request->durable ? NULL : consumer_find(broker, client, &passing);
+    if (own && own != taken_up) consumer_free(broker, own);
 }
 
-static void raise_qos(bq_t *bq, const attempt_t *attempt, uint8_t qos) {
+static void raise_qos(broker_t *broker, const attempt_t *attempt, uint8_t qos) {
     if (qos > attempt->member->qos) attempt->member->qos = qos;
     if (qos <= attempt->consumer->qos) return;
-    publish_run_close(bq);
+    publish_run_close(broker);
     attempt->consumer->qos = qos;
-    attempt->consumer->floor_lsn = bq->dispatched_lsn;
+    attempt->consumer->floor_lsn = broker->dispatched_lsn;
 }
 
-bool consumer_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool route_new,
+bool consumer_subscribe(broker_t *broker, client_t *client, uint64_t seq, const consumer_request_t *request, bool route_new,
                         bool *remains) {
-    attempt_t attempt = {.consumer = consumer_wanted(bq, connection, request), .undo = route_new ? PENDING_UNDO_ROUTE : 0};
+    attempt_t attempt = {.consumer = consumer_wanted(broker, client, request), .undo = route_new ? PENDING_UNDO_ROUTE : 0};
     registration_t *registration = NULL;
     if (attempt.consumer && request->durable)
-        registration = registration_find(bq, attempt.consumer, request->client_id, request->client_id_size);
+        registration = registration_find(broker, attempt.consumer, request->client_id, request->client_id_size);
     bool holds = request->durable && !registration;
-    attempt.member = attempt.consumer ? member_find(attempt.consumer, connection) : NULL;
+    attempt.member = attempt.consumer ? member_find(attempt.consumer, client) : NULL;
     *remains = attempt.member != NULL;
-    if (registration && in_doubt(bq, registration)) return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
-    const char *over = over_limits(bq, attempt.consumer, holds, request);
-    if (over) return refuse(bq, connection, seq, BQ_OUTCOME_LIMIT, over);
+    if (registration && in_doubt(broker, registration)) return refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+    const char *over = over_limits(broker, attempt.consumer, holds, request);
+    if (over) return refuse(broker, client, seq, BQ_OUTCOME_LIMIT, over);
     if (!attempt.consumer) {
-        attempt.consumer = consumer_new(bq, request, request->group_size ? 0 : connection->handle);
+        attempt.consumer = consumer_new(broker, request, request->group_size ? 0 : client->handle);
         attempt.undo |= PENDING_UNDO_CONSUMER;
     }
-    if (attempt.consumer && !attempt.member && (attempt.member = member_add(bq, attempt.consumer, connection)))
+    if (attempt.consumer && !attempt.member && (attempt.member = member_add(broker, attempt.consumer, client)))
         attempt.undo |= PENDING_UNDO_MEMBER;
-    if (!attempt.member || (holds && !registration_begin(bq, connection, seq, &attempt, request))) {
-        attempt_undo(bq, &attempt);
-        return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+    if (!attempt.member || (holds && !registration_begin(broker, client, seq, &attempt, request))) {
+        attempt_undo(broker, &attempt);
+        return refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
     }
-    own_end(bq, connection, request, attempt.consumer);
-    raise_qos(bq, &attempt, request->qos);
+    own_end(broker, client, request, attempt.consumer);
+    raise_qos(broker, &attempt, request->qos);
     *remains = true;
     if (holds) return true;
     /* Another connection of a client_id whose record is not durable yet also waits for that commit. */
-    bool unsure = registration && registration->record_lsn > wal_durable(bq->wal);
+    bool unsure = registration && registration->record_lsn > wal_durable(broker->wal);
     if (unsure &&
-        commit_answer(bq, connection, seq, registration->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
+        commit_answer(broker, client, seq, registration->record_lsn, PENDING_SUBACK, request->filter, request->filter_size))
         return true;
-    connection->protocol->subscribed(bq, connection, seq, request->filter, request->filter_size);
-    connection_resume(bq, connection, PAUSE_ANSWER);
+    client->protocol->subscribed(broker, client, seq, request->filter, request->filter_size);
+    client_resume(broker, client, PAUSE_ANSWER);
     return true;
 }
 
 /* The WAL failed before the record was durable. The client gets an error, so its subscription is undone. */
-void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_commit_t *pending) {
+void consumer_subscribe_undo(broker_t *broker, client_t *client, const pending_commit_t *pending) {
     const uint8_t *text = pending_bytes_at(pending);
     uint32_t filter_size = pending->topic_size, group_size = pending->payload_size;
     consumer_t *consumer = NULL;
-    for (member_t *member = connection->members; member && !consumer; member = member->connection_next) {
+    for (member_t *member = client->members; member && !consumer; member = member->client_next) {
         consumer_t *at = member->consumer;
         if (text_is(at->text, at->filter_size, text, filter_size) &&
             text_is(consumer_group(at), at->group_size, text + filter_size, group_size))
@@ -470,17 +471,16 @@ void consumer_subscribe_undo(bq_t *bq, connection_t *connection, const pending_c
     }
     registration_t *registration = consumer && pending->undo & PENDING_UNDO_REGISTRATION ? consumer->registrations : NULL;
     while (registration && registration->id != pending->id) registration = registration->next;
-    if (registration && registration_end(bq, consumer, registration, connection)) consumer = NULL;
+    if (registration && registration_end(broker, consumer, registration, client)) consumer = NULL;
     if (consumer && pending->undo & PENDING_UNDO_MEMBER) {
-        member_t *member = member_find(consumer, connection);
-        if (member) member_remove(bq, member);
-        if (!consumer->members && !consumer->durable) consumer_free(bq, consumer);
+        member_t *member = member_find(consumer, client);
+        if (member) member_remove(broker, member);
+        if (!consumer->members && !consumer->durable) consumer_free(broker, consumer);
     }
-    if (pending->undo & PENDING_UNDO_ROUTE &&
-        route_unsubscribe(bq->routes, connection, connection->subscriptions, text, filter_size))
-        connection->subscription_count--;
+    if (pending->undo & PENDING_UNDO_ROUTE && route_unsubscribe(broker->routes, client, client->subscriptions, text, filter_size))
+        client->subscription_count--;
     if (pending->undo & (PENDING_UNDO_MEMBER | PENDING_UNDO_ROUTE))
-        event_unsubscribed(bq, connection, text, filter_size, text + filter_size, group_size, BQ_OUTCOME_UNAVAILABLE);
+        event_unsubscribed(broker, client, text, filter_size, text + filter_size, group_size, BQ_OUTCOME_UNAVAILABLE);
 }
 
 /* ---- requests: UNSUB --------------------------------------------------------------------------------------------- */
@@ -489,70 +489,70 @@ static bool concerns(const consumer_t *consumer, const consumer_request_t *reque
     return !request->group_size || text_is(consumer_group(consumer), consumer->group_size, request->group, request->group_size);
 }
 
-uint32_t consumer_registrations_end(bq_t *bq, const consumer_request_t *request, uint64_t id_max, bool end) {
+uint32_t consumer_registrations_end(broker_t *broker, const consumer_request_t *request, uint64_t id_max, bool end) {
     uint32_t count = 0, index = 0;
     consumer_t *consumer;
-    while ((consumer = route_consumer_at(bq->routes, request->filter, request->filter_size, index))) {
+    while ((consumer = route_consumer_at(broker->routes, request->filter, request->filter_size, index))) {
         registration_t *registration =
-            concerns(consumer, request) ? registration_find(bq, consumer, request->client_id, request->client_id_size) : NULL;
+            concerns(consumer, request) ? registration_find(broker, consumer, request->client_id, request->client_id_size) : NULL;
         bool ends = registration && registration->id <= id_max;
         count += ends;
         /* otherwise another consumer moved to this index */
-        if (!ends || !end || !registration_end(bq, consumer, registration, NULL)) index++;
+        if (!ends || !end || !registration_end(broker, consumer, registration, NULL)) index++;
     }
     return count;
 }
 
 /* Ends this connection's membership in every consumer with that filter (and group). */
-static uint32_t memberships_end(bq_t *bq, connection_t *connection, const consumer_request_t *request) {
+static uint32_t memberships_end(broker_t *broker, client_t *client, const consumer_request_t *request) {
     uint32_t count = 0;
-    for (member_t *member = connection->members, *next; member; member = next) {
+    for (member_t *member = client->members, *next; member; member = next) {
         consumer_t *consumer = member->consumer;
-        next = member->connection_next;
+        next = member->client_next;
         if (!text_is(consumer->text, consumer->filter_size, request->filter, request->filter_size) ||
             !concerns(consumer, request))
             continue;
         count++;
-        member_remove(bq, member);
-        if (!consumer->members && !consumer->durable) consumer_free(bq, consumer);
+        member_remove(broker, member);
+        if (!consumer->members && !consumer->durable) consumer_free(broker, consumer);
     }
     return count;
 }
 
-bool consumer_unsubscribe(bq_t *bq, connection_t *connection, uint64_t seq, const consumer_request_t *request, bool *ended,
+bool consumer_unsubscribe(broker_t *broker, client_t *client, uint64_t seq, const consumer_request_t *request, bool *ended,
                           bool *pending) {
-    *pending = request->client_id_size && bq->wal && consumer_registrations_end(bq, request, UINT64_MAX, false);
+    *pending = request->client_id_size && broker->wal && consumer_registrations_end(broker, request, UINT64_MAX, false);
     if (*pending) {
-        pending_commit_t *answer = commit_answer_new(bq, connection, seq, PENDING_REPLY, NULL, 0, 0);
-        int64_t lsn = answer ? consumer_leave_append(bq, request) : 0;
+        pending_commit_t *answer = commit_answer_new(broker, client, seq, PENDING_REPLY, NULL, 0, 0);
+        int64_t lsn = answer ? consumer_leave_append(broker, request) : 0;
         if (lsn <= 0) {
-            if (answer) commit_answer_drop(bq, answer);
-            return refuse(bq, connection, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+            if (answer) commit_answer_drop(broker, answer);
+            return refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
         }
-        commit_answer_wait(bq, connection, answer, (uint64_t)lsn);
-        consumer_registrations_end(bq, request, UINT64_MAX, true);
+        commit_answer_wait(broker, client, answer, (uint64_t)lsn);
+        consumer_registrations_end(broker, request, UINT64_MAX, true);
     }
-    *ended = memberships_end(bq, connection, request) || *pending;
+    *ended = memberships_end(broker, client, request) || *pending;
     return true;
 }
 
-void consumer_leave_one(bq_t *bq, connection_t *connection) {
-    consumer_t *consumer = connection->members->consumer;
-    bq->stats.work += WORK_DELIVERY + consumer->window_count / WORK_DROPS;
-    member_remove(bq, connection->members);
-    if (!consumer->member_count && !consumer->durable) consumer_free(bq, consumer);
+void consumer_leave_one(broker_t *broker, client_t *client) {
+    consumer_t *consumer = client->members->consumer;
+    broker->stats.work += WORK_DELIVERY + consumer->window_count / WORK_DROPS;
+    member_remove(broker, client->members);
+    if (!consumer->member_count && !consumer->durable) consumer_free(broker, consumer);
 }
 
-void consumer_leave_all(bq_t *bq, connection_t *connection) {
-    while (connection->members) consumer_leave_one(bq, connection);
+void consumer_leave_all(broker_t *broker, client_t *client) {
+    while (client->members) consumer_leave_one(broker, client);
 }
 
-uint32_t consumers_missed(bq_t *bq, const pending_commit_t *pending) {
+uint32_t consumers_missed(broker_t *broker, const pending_commit_t *pending) {
     uint32_t count = 0;
     const uint8_t *topic = message_topic(pending_bytes_at(pending));
-    for (consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+    for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable || !consumer->qos) continue;
-        consumer_fall_behind(bq, consumer, pending->lsn);
+        consumer_fall_behind(broker, consumer, pending->lsn);
         count += filter_match(consumer->text, consumer->filter_size, topic, pending->topic_size) == 1;
     }
     return count;
@@ -560,19 +560,19 @@ uint32_t consumers_missed(bq_t *bq, const pending_commit_t *pending) {
 
 /* ---- all consumers ----------------------------------------------------------------------------------------------- */
 
-bool consumers_init(bq_t *bq) {
-    bq->consumers.pump_tail = &bq->consumers.pump;
-    return flight_init(bq) && tables_make(bq, CONSUMERS_SIZE_MIN);
+bool consumers_init(broker_t *broker) {
+    broker->consumers.pump_tail = &broker->consumers.pump;
+    return flight_init(broker) && tables_make(broker, CONSUMERS_SIZE_MIN);
 }
 
-void consumers_release(bq_t *bq) {
-    consumers_t *consumers = &bq->consumers;
-    while (consumers->all) consumer_free(bq, consumers->all);
-    consumer_end_release(bq);
-    flight_release(bq);
-    if (consumers->names) pool_free(&bq->pool, consumers->names, 2 * consumers->table_size * sizeof *consumers->names);
+void consumers_release(broker_t *broker) {
+    consumers_t *consumers = &broker->consumers;
+    while (consumers->all) consumer_free(broker, consumers->all);
+    consumer_end_release(broker);
+    flight_release(broker);
+    if (consumers->names) pool_free(&broker->pool, consumers->names, 2 * consumers->table_size * sizeof *consumers->names);
     consumers->names = consumers->ids = NULL;
     for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) /* after wal_close no read is active */
         if (consumers->readers[slot].buffer)
-            pool_free(&bq->pool, consumers->readers[slot].buffer, consumers->readers[slot].capacity);
+            pool_free(&broker->pool, consumers->readers[slot].buffer, consumers->readers[slot].capacity);
 }

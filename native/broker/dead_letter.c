@@ -1,6 +1,6 @@
 /* broker/dead_letter.c: see broker/dead_letter.h for the invariant. */
 #include "broker/dead_letter.h"
-#include "core.h"
+#include "broker/broker.h"
 #include "broker/consumer_internal.h"
 
 #include <stdio.h>
@@ -50,10 +50,10 @@ uint32_t dead_letter_properties_again(uint8_t *out, const uint8_t *topic, uint32
 /* Who would receive the dead letter. If there is no memory to find out, it is written to the WAL. */
 enum wanted { WANTED_BY_NOBODY, WANTED_BY_QOS0, WANTED, WANTED_LATER };
 
-static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
+static enum wanted wanted_by(broker_t *broker, const uint8_t *name, uint32_t size) {
     int error = 0;
-    topic_t *topic = publish_topic(bq, NULL, name, size, &error);
-    enum route_outcome outcome = topic ? route_ready(bq->routes, topic, WORK_COMMITS) : ROUTE_NO_MEMORY;
+    topic_t *topic = publish_topic(broker, NULL, name, size, &error);
+    enum route_outcome outcome = topic ? route_ready(broker->routes, topic, WORK_COMMITS) : ROUTE_NO_MEMORY;
     if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? WANTED_LATER : WANTED;
     for (uint32_t i = 0; i < topic->consumer_count; i++)
         if (topic->consumers[i]->qos) return WANTED;
@@ -63,8 +63,8 @@ static enum wanted wanted_by(bq_t *bq, const uint8_t *name, uint32_t size) {
 /* ---- dead letters that wait for the WAL -------------------------------------------------------------------------- */
 
 /* In LSN order over all consumers: the oldest keeps the WAL's oldest segment, so it gets free room first. */
-static void line_join(bq_t *bq, delivery_t *delivery) {
-    dead_letters_t *letters = &bq->dead_letters;
+static void line_join(broker_t *broker, delivery_t *delivery) {
+    dead_letters_t *letters = &broker->dead_letters;
     delivery_t *before = letters->last;
     while (before && before->lsn > delivery->lsn) before = before->letter_previous;
     delivery->letter_previous = before;
@@ -72,11 +72,11 @@ static void line_join(bq_t *bq, delivery_t *delivery) {
     *(before ? &before->letter_next : &letters->first) = delivery;
     *(delivery->letter_next ? &delivery->letter_next->letter_previous : &letters->last) = delivery;
     delivery->dead_letter_waits = true;
-    wheel_remove(&bq->wheel, &delivery->hold.timer.wheel);
+    wheel_remove(&broker->wheel, &delivery->hold.timer.wheel);
 }
 
-static void line_leave(bq_t *bq, delivery_t *delivery) {
-    dead_letters_t *letters = &bq->dead_letters;
+static void line_leave(broker_t *broker, delivery_t *delivery) {
+    dead_letters_t *letters = &broker->dead_letters;
     if (!delivery->dead_letter_waits) return;
     *(delivery->letter_previous ? &delivery->letter_previous->letter_next : &letters->first) = delivery->letter_next;
     *(delivery->letter_next ? &delivery->letter_next->letter_previous : &letters->last) = delivery->letter_previous;
@@ -86,7 +86,7 @@ static void line_leave(bq_t *bq, delivery_t *delivery) {
 /* ---- sending ----------------------------------------------------------------------------------------------------- */
 
 /* 0: settled, or waiting for the commit. Otherwise the reason to wait. */
-static int64_t dead_letter_try(bq_t *bq, delivery_t *delivery) {
+static int64_t dead_letter_try(broker_t *broker, delivery_t *delivery) {
     uint8_t topic[TOPIC_BYTES_MAX], properties[DEAD_LETTER_PROPERTIES_BYTES_MAX];
     const message_t from = delivery_message(delivery);
     dead_letter_t letter = {.delivery = delivery};
@@ -98,27 +98,27 @@ static int64_t dead_letter_try(bq_t *bq, delivery_t *delivery) {
                                  .payload = from.payload,
                                  .payload_size = from.payload_size};
     letter.cut = letter.message.topic_size != PREFIX_BYTES + from.topic_size;
-    enum wanted wanted = wanted_by(bq, topic, letter.message.topic_size);
+    enum wanted wanted = wanted_by(broker, topic, letter.message.topic_size);
     if (wanted == WANTED_LATER) return BQ_E_AGAIN;
     if (wanted == WANTED) {
-        int64_t lsn = commit_dead_letter(bq, &letter);
+        int64_t lsn = commit_dead_letter(broker, &letter);
         return lsn > 0 ? 0 : lsn;
     }
-    if (wanted == WANTED_BY_QOS0 && !commit_dead_letter_follow(bq, &letter)) return BQ_E_MEMORY;
-    bq->stats.dead_letters_unclaimed += wanted == WANTED_BY_NOBODY;
-    delivery_dead(bq, delivery);
+    if (wanted == WANTED_BY_QOS0 && !commit_dead_letter_follow(broker, &letter)) return BQ_E_MEMORY;
+    broker->stats.dead_letters_unclaimed += wanted == WANTED_BY_NOBODY;
+    delivery_dead(broker, delivery);
     return 0;
 }
 
-static void drop(bq_t *bq, delivery_t *delivery) {
-    bq->stats.dead_letters_dropped++;
-    delivery_dead(bq, delivery);
+static void drop(broker_t *broker, delivery_t *delivery) {
+    broker->stats.dead_letters_dropped++;
+    delivery_dead(broker, delivery);
 }
 
 /* The oldest message in the WAL, if it waits for its dead letter: once it is written or dropped, the WAL can delete it. */
-static delivery_t *letter_that_keeps_the_wal(const bq_t *bq) {
+static delivery_t *letter_that_keeps_the_wal(const broker_t *broker) {
     const consumer_t *oldest = NULL;
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         bool holds = consumer->durable && (consumer->head || consumer->behind);
         if (holds && (!oldest || consumer->floor_lsn < oldest->floor_lsn)) oldest = consumer;
     }
@@ -126,101 +126,103 @@ static delivery_t *letter_that_keeps_the_wal(const bq_t *bq) {
 }
 
 /* Drops only messages that make room: the oldest are in the segment that is deleted next. */
-static void drop_oldest(bq_t *bq) {
-    dead_letters_t *letters = &bq->dead_letters;
-    delivery_t *delivery = letter_that_keeps_the_wal(bq);
+static void drop_oldest(broker_t *broker) {
+    dead_letters_t *letters = &broker->dead_letters;
+    delivery_t *delivery = letter_that_keeps_the_wal(broker);
     if (!delivery) return;
     letters->drops = letters->drops ? 2 * letters->drops : 1;
     if (letters->drops > DEAD_LETTER_DROPS_MAX) letters->drops = DEAD_LETTER_DROPS_MAX;
     for (uint32_t i = 0; i < letters->drops && delivery; i++) {
-        drop(bq, delivery);
-        delivery = letter_that_keeps_the_wal(bq);
+        drop(broker, delivery);
+        delivery = letter_that_keeps_the_wal(broker);
     }
     letters->patience_ms = DEAD_LETTER_PATIENCE_NEXT_MS;
 }
 
 /* The WAL has refused the first in line. A full WAL gets some time. */
-static void refused(bq_t *bq, int64_t error) {
-    dead_letters_t *letters = &bq->dead_letters;
-    letters->due_ms = bq->now_ms + (error == BQ_E_AGAIN   ? bq->config.tick_ms
-                                    : error == WAL_E_FULL ? RETRY_FULL_MS
-                                                          : RETRY_OTHER_MS);
+static void refused(broker_t *broker, int64_t error) {
+    dead_letters_t *letters = &broker->dead_letters;
+    letters->due_ms = broker->now_ms + (error == BQ_E_AGAIN   ? broker->config.tick_ms
+                                        : error == WAL_E_FULL ? RETRY_FULL_MS
+                                                              : RETRY_OTHER_MS);
     if (!letters->patience_ms) letters->patience_ms = DEAD_LETTER_PATIENCE_MS; /* the WAL was full before the first dead letter */
     if (error == WAL_E_FULL && !letters->refused_ms)
-        letters->refused_ms = bq->now_ms;
-    else if (error == WAL_E_FULL && bq->now_ms >= letters->refused_ms + letters->patience_ms)
-        drop_oldest(bq);
+        letters->refused_ms = broker->now_ms;
+    else if (error == WAL_E_FULL && broker->now_ms >= letters->refused_ms + letters->patience_ms)
+        drop_oldest(broker);
     else if (error != WAL_E_FULL && error != BQ_E_AGAIN)
         letters->refused_ms = 0;
 }
 
-static void taken(bq_t *bq, delivery_t *delivery) {
-    line_leave(bq, delivery);
-    bq->dead_letters.refused_ms = 0;
-    bq->dead_letters.drops = 0;
+static void taken(broker_t *broker, delivery_t *delivery) {
+    line_leave(broker, delivery);
+    broker->dead_letters.refused_ms = 0;
+    broker->dead_letters.drops = 0;
 }
 
 /* The WAL is full for the first in line. If another one keeps the WAL full, it goes first. */
-static bool overtaken(bq_t *bq, const delivery_t *first) {
-    delivery_t *delivery = letter_that_keeps_the_wal(bq);
+static bool overtaken(broker_t *broker, const delivery_t *first) {
+    delivery_t *delivery = letter_that_keeps_the_wal(broker);
     if (!delivery || delivery == first) return false;
     const consumer_t *consumer = delivery->consumer;
-    if (dead_letter_try(bq, delivery) < 0) return false;
-    if (consumer->head == delivery && delivery->letter) taken(bq, delivery); /* otherwise it is settled and freed */
+    if (dead_letter_try(broker, delivery) < 0) return false;
+    if (consumer->head == delivery && delivery->letter) taken(broker, delivery); /* otherwise it is settled and freed */
     return true;
 }
 
-void dead_letters_turn(bq_t *bq) {
-    dead_letters_t *letters = &bq->dead_letters;
-    if (!letters->first || bq->now_ms < letters->due_ms) return;
-    if (!bq->wal || wal_state(bq->wal) != WAL_E_FULL) letters->patience_ms = DEAD_LETTER_PATIENCE_MS;
-    for (uint64_t stop = work_done(bq) + WORK_COMMITS; letters->first && work_done(bq) < stop;) {
-        bq->stats.work += WORK_QOS1;
+void dead_letters_turn(broker_t *broker) {
+    dead_letters_t *letters = &broker->dead_letters;
+    if (!letters->first || broker->now_ms < letters->due_ms) return;
+    if (!broker->wal || wal_state(broker->wal) != WAL_E_FULL) letters->patience_ms = DEAD_LETTER_PATIENCE_MS;
+    for (uint64_t stop = work_done(broker) + WORK_COMMITS; letters->first && work_done(broker) < stop;) {
+        broker->stats.work += WORK_QOS1;
         delivery_t *delivery = letters->first;
-        if (delivery->expiry_tick && delivery->expiry_tick <= bq->wheel.now) {
-            consumer_timeout(bq, delivery); /* settles it: expired */
+        if (delivery->expiry_tick && delivery->expiry_tick <= broker->wheel.now) {
+            consumer_timeout(broker, delivery); /* settles it: expired */
             continue;
         }
-        int64_t error = dead_letter_try(bq, delivery);
+        int64_t error = dead_letter_try(broker, delivery);
         if (error == BQ_E_TOO_LARGE || (error == WAL_E_FULL && delivery->over)) { /* the quota has to make room */
-            drop(bq, delivery);
-        } else if (error == WAL_E_FULL && overtaken(bq, delivery)) {
+            drop(broker, delivery);
+        } else if (error == WAL_E_FULL && overtaken(broker, delivery)) {
             continue;
         } else if (error < 0) {
-            refused(bq, error);
+            refused(broker, error);
             return;
         } else if (letters->first == delivery) { /* waiting for the commit */
-            taken(bq, delivery);
+            taken(broker, delivery);
         }
     }
 }
 
-uint64_t dead_letters_due_ms(const bq_t *bq) { return bq->dead_letters.first ? bq->dead_letters.due_ms : UINT64_MAX; }
+uint64_t dead_letters_due_ms(const broker_t *broker) {
+    return broker->dead_letters.first ? broker->dead_letters.due_ms : UINT64_MAX;
+}
 
-void dead_letter_send(bq_t *bq, delivery_t *delivery) {
+void dead_letter_send(broker_t *broker, delivery_t *delivery) {
     delivery->given_up = true;
     if (delivery->letter || delivery->dead_letter_waits) return;
     const message_t message = delivery_message(delivery);
     if (is_letter(&message)) {
-        bq->stats.dead_letters_dropped += delivery->over;
-        delivery_dead(bq, delivery);
+        broker->stats.dead_letters_dropped += delivery->over;
+        delivery_dead(broker, delivery);
         return;
     }
-    if (!bq->dead_letters.first) bq->dead_letters.due_ms = bq->now_ms; /* at the end of this turn */
-    line_join(bq, delivery);
+    if (!broker->dead_letters.first) broker->dead_letters.due_ms = broker->now_ms; /* at the end of this turn */
+    line_join(broker, delivery);
 }
 
-void dead_letter_forget(bq_t *bq, delivery_t *delivery) {
+void dead_letter_forget(broker_t *broker, delivery_t *delivery) {
     if (delivery->letter) delivery->letter->delivery = NULL;
-    line_leave(bq, delivery);
+    line_leave(broker, delivery);
 }
 
-void dead_letter_written(bq_t *bq, delivery_t *delivery, bool durable) {
+void dead_letter_written(broker_t *broker, delivery_t *delivery, bool durable) {
     delivery->letter = NULL;
     if (durable) {
-        delivery_dead(bq, delivery);
+        delivery_dead(broker, delivery);
         return;
     }
-    if (!bq->dead_letters.first) bq->dead_letters.due_ms = bq->now_ms + RETRY_OTHER_MS;
-    line_join(bq, delivery);
+    if (!broker->dead_letters.first) broker->dead_letters.due_ms = broker->now_ms + RETRY_OTHER_MS;
+    line_join(broker, delivery);
 }

@@ -12,7 +12,7 @@
 #include "base/bytes.h"
 #include "proto/encoding.h"
 
-struct bq;
+struct broker;
 struct delivery;
 struct dead_letter_record;
 
@@ -45,10 +45,11 @@ typedef struct dead_letters {
     uint32_t drops;                /* at the last retry */
 } dead_letters_t;
 
-void dead_letter_send(struct bq *bq, struct delivery *delivery);   /* written at the end of this turn, or when the WAL has room */
-void dead_letter_forget(struct bq *bq, struct delivery *delivery); /* the delivery is freed */
-void dead_letter_written(struct bq *bq, struct delivery *delivery, bool durable);
-void dead_letters_turn(struct bq *bq);
-uint64_t dead_letters_due_ms(const struct bq *bq); /* UINT64_MAX: none waits */
+void dead_letter_send(struct broker *broker,
+                      struct delivery *delivery); /* written at the end of this turn, or when the WAL has room */
+void dead_letter_forget(struct broker *broker, struct delivery *delivery); /* the delivery is freed */
+void dead_letter_written(struct broker *broker, struct delivery *delivery, bool durable);
+void dead_letters_turn(struct broker *broker);
+uint64_t dead_letters_due_ms(const struct broker *broker); /* UINT64_MAX: none waits */
 
 #endif

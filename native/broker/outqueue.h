@@ -18,7 +18,7 @@
 #include "base/wheel.h"
 
 struct queue;
-struct connection;
+struct client;
 
 enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT, TIMER_DELIVERY, TIMER_KEEPALIVE };
 

@@ -2,7 +2,7 @@
 #include "broker/router.h"
 #include "proto/encoding.h"
 #include "broker/trie.h"
-#include "net/connection.h"
+#include "broker/client.h"
 #include "broker/consumer.h"
 
 #define FILTER_TABLE_SIZE_MIN 256u
@@ -16,7 +16,7 @@
 typedef struct filter {
     uint64_t hash;
     struct filter *chain;
-    connection_t **members; /* parallel to subscriptions; a literal topic can use this array as its targets */
+    client_t **members; /* parallel to subscriptions; a literal topic can use this array as its targets */
     subscription_t **subscriptions;
     uint32_t count, capacity;
     consumer_t **consumers;
@@ -310,7 +310,7 @@ static void filter_free_if_unused(routes_t *routes, filter_t *filter) {
 static bool filter_reserve(routes_t *routes, filter_t *filter) {
     if (filter->count < filter->capacity) return true;
     uint32_t capacity = filter->capacity ? filter->capacity * 2 : 2;
-    connection_t **members = take(routes, capacity * sizeof *members);
+    client_t **members = take(routes, capacity * sizeof *members);
     subscription_t **subscriptions = take(routes, capacity * sizeof *subscriptions);
     if (!members || !subscriptions) {
         give(routes, members, capacity * sizeof *members);
@@ -332,13 +332,12 @@ static bool filter_reserve(routes_t *routes, filter_t *filter) {
 /* ---- subscriptions ----------------------------------------------------------------------------------------------- */
 
 /* Walks the filter's members and the connection's subscriptions in step, so that the shorter list limits the search. */
-static subscription_t *subscription_find(routes_t *routes, const filter_t *filter, const connection_t *connection,
-                                         subscription_t *list) {
+static subscription_t *subscription_find(routes_t *routes, const filter_t *filter, const client_t *client, subscription_t *list) {
     uint32_t index = 0;
     subscription_t *found = NULL;
     for (; list && index < filter->count && !found; list = list->next, index++) {
         if (list->filter == filter) found = list;
-        if (filter->members[index] == connection) found = filter->subscriptions[index];
+        if (filter->members[index] == client) found = filter->subscriptions[index];
     }
     *routes->work += index / MERGED_PER_UNIT;
     return found;
@@ -354,22 +353,21 @@ static filter_t *filter_enter(routes_t *routes, const uint8_t *text, uint32_t si
     return filter ? filter : filter_new(routes, hash, text, size, syntax);
 }
 
-int route_subscribe(routes_t *routes, connection_t *connection, subscription_t **list, const uint8_t *text, uint32_t size) {
+int route_subscribe(routes_t *routes, client_t *client, subscription_t **list, const uint8_t *text, uint32_t size) {
     int error;
     filter_t *filter = filter_enter(routes, text, size, &error);
     if (!filter) return error;
-    if (subscription_find(routes, filter, connection, *list)) return 0;
+    if (subscription_find(routes, filter, client, *list)) return 0;
     filter_changed(routes, filter); /* before the arrays move: a topic may use them as its targets */
     subscription_t *subscription = filter_reserve(routes, filter) ? take(routes, sizeof *subscription) : NULL;
     if (!subscription) {
         filter_free_if_unused(routes, filter);
         return BQ_E_MEMORY;
     }
-    *subscription =
-        (subscription_t){.connection = connection, .filter = filter, .index = filter->count, .next = *list, .link = list};
+    *subscription = (subscription_t){.client = client, .filter = filter, .index = filter->count, .next = *list, .link = list};
     if (*list) (*list)->link = &subscription->next;
     *list = subscription;
-    filter->members[filter->count] = connection;
+    filter->members[filter->count] = client;
     filter->subscriptions[filter->count++] = subscription;
     routes->counts.subscriptions++;
     return 1;
@@ -390,10 +388,9 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
     filter_free_if_unused(routes, filter);
 }
 
-bool route_unsubscribe(routes_t *routes, const connection_t *connection, subscription_t *list, const uint8_t *text,
-                       uint32_t size) {
+bool route_unsubscribe(routes_t *routes, const client_t *client, subscription_t *list, const uint8_t *text, uint32_t size) {
     filter_t *filter = *filter_slot(routes, hash_bytes(&routes->key, text, size, 0), text, size);
-    subscription_t *subscription = filter ? subscription_find(routes, filter, connection, list) : NULL;
+    subscription_t *subscription = filter ? subscription_find(routes, filter, client, list) : NULL;
     if (subscription) route_leave(routes, subscription);
     return subscription != NULL;
 }
@@ -476,15 +473,15 @@ static bool merge_filter(void *context, filter_t *filter) {
     *merge->units -= units < *merge->units ? units : *merge->units;
     if (filter->consumer_count && !merge_consumers(merge->routes, topic, filter)) return false;
     if (!filter->count) return true;
-    connection_t **targets =
+    client_t **targets =
         merged_reserve(merge->routes, topic->targets, &topic->target_capacity, topic->target_count + filter->count);
     if (!targets) return false;
     topic->targets = targets;
     for (uint32_t i = 0; i < filter->count; i++) {
-        connection_t *connection = filter->members[i];
-        if (connection->route_mark == merge->routes->mark) continue;
-        connection->route_mark = merge->routes->mark;
-        topic->targets[topic->target_count++] = connection;
+        client_t *client = filter->members[i];
+        if (client->route_mark == merge->routes->mark) continue;
+        client->route_mark = merge->routes->mark;
+        topic->targets[topic->target_count++] = client;
     }
     return true;
 }

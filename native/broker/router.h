@@ -18,12 +18,12 @@
 #include "base/hash.h"
 #include "base/pool.h"
 
-struct connection;
+struct client;
 struct consumer;
 struct filter;
 
 typedef struct subscription {
-    struct connection *connection;
+    struct client *client;
     struct filter *filter;
     uint32_t index;                    /* in the filter's arrays */
     struct subscription *next, **link; /* the connection's list */
@@ -43,7 +43,7 @@ typedef struct topic {
     uint64_t serial;     /* unique per entry: slots and names are reused, serials are not */
     struct topic *chain;
     struct topic *follower; /* next topic of the same publisher last time: a hint, compare the name before use */
-    struct connection **targets;
+    struct client **targets;
     uint32_t target_count;
     uint32_t target_capacity; /* 0: the targets belong to a literal filter */
     struct consumer **consumers;
@@ -71,9 +71,8 @@ void route_free(routes_t *routes); /* all subscriptions must have been removed *
 
 /* Subscribes a connection to a filter that filter_check accepts. Returns 1: new, 0: existed already, BQ_E_MEMORY or
  * BQ_E_ARGUMENT. `list` is the head of the connection's subscriptions. */
-int route_subscribe(routes_t *routes, struct connection *connection, subscription_t **list, const uint8_t *filter, uint32_t size);
-bool route_unsubscribe(routes_t *routes, const struct connection *connection, subscription_t *list, const uint8_t *filter,
-                       uint32_t size);
+int route_subscribe(routes_t *routes, struct client *client, subscription_t **list, const uint8_t *filter, uint32_t size);
+bool route_unsubscribe(routes_t *routes, const struct client *client, subscription_t *list, const uint8_t *filter, uint32_t size);
 void route_leave(routes_t *routes, subscription_t *subscription);
 
 /* The same for a consumer, which can be in the routes only once. */

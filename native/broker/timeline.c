@@ -1,7 +1,7 @@
 /* broker/timeline.c: see broker/timeline.h for the picture and the invariants. */
 #include "broker/timeline.h"
 #include "broker/commit.h"
-#include "core.h"
+#include "broker/broker.h"
 #include "broker/consumer_internal.h"
 
 #define TIMELINE_UNKNOWN INT64_MIN
@@ -51,8 +51,8 @@ static void mark_take(timeline_t *line, const timeline_mark_t *mark) {
 /* Larger values are not from a core and could overflow in the calculations. */
 static bool plausible(uint64_t ms) { return ms < (uint64_t)INT64_MAX / 4; }
 
-void timeline_restore(bq_t *bq, uint64_t lsn, const uint8_t *bytes, uint32_t size) {
-    timeline_t *line = &bq->timeline;
+void timeline_restore(broker_t *broker, uint64_t lsn, const uint8_t *bytes, uint32_t size) {
+    timeline_t *line = &broker->timeline;
     time_record_t record;
     if (size < sizeof record) return;
     memcpy(&record, bytes, sizeof record);
@@ -65,8 +65,8 @@ void timeline_restore(bq_t *bq, uint64_t lsn, const uint8_t *bytes, uint32_t siz
     mark_take(line, &record.mark);
 }
 
-void timeline_restore_publish(bq_t *bq, uint64_t lsn, const publish_record_t *record) {
-    timeline_t *line = &bq->timeline;
+void timeline_restore_publish(broker_t *broker, uint64_t lsn, const publish_record_t *record) {
+    timeline_t *line = &broker->timeline;
     if (!plausible(record->mono_ms)) return;
     timeline_run_t *run = run_find(line, record->run);
     if (!run) run = run_add(line, record->run, lsn, TIMELINE_UNKNOWN, record->mono_ms);
@@ -81,8 +81,8 @@ typedef struct timeline_section {
     uint64_t count;
 } timeline_section_t;
 
-void timeline_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
-    timeline_t *line = &bq->timeline;
+void timeline_load(broker_t *broker, const uint8_t *bytes, uint64_t size) {
+    timeline_t *line = &broker->timeline;
     timeline_section_t head;
     if (size < sizeof head) return;
     memcpy(&head, bytes, sizeof head);
@@ -102,27 +102,27 @@ void timeline_load(bq_t *bq, const uint8_t *bytes, uint64_t size) {
 }
 
 /* The current clocks, calculated from the last reported ones. */
-static timeline_mark_t mark_now(const bq_t *bq) {
-    const timeline_t *line = &bq->timeline;
-    timeline_mark_t mark = {.time_ms = timeline_now_ms(bq), .clock = line->clock};
-    mark.clock.boot_ms += bq->now_ms - line->clock_at_ms;
-    mark.clock.wall_ms += bq->now_ms - line->clock_at_ms;
+static timeline_mark_t mark_now(const broker_t *broker) {
+    const timeline_t *line = &broker->timeline;
+    timeline_mark_t mark = {.time_ms = timeline_now_ms(broker), .clock = line->clock};
+    mark.clock.boot_ms += broker->now_ms - line->clock_at_ms;
+    mark.clock.wall_ms += broker->now_ms - line->clock_at_ms;
     return mark;
 }
 
-uint32_t timeline_section_size(bq_t *bq, uint64_t keep_from) {
-    timeline_t *line = &bq->timeline;
+uint32_t timeline_section_size(broker_t *broker, uint64_t keep_from) {
+    timeline_t *line = &broker->timeline;
     uint32_t gone = 0;
     while (gone + 1 < line->count && line->runs[gone + 1].first_lsn <= keep_from) gone++;
     runs_forget(line, gone);
     return (uint32_t)(sizeof(timeline_section_t) + line->count * sizeof *line->runs);
 }
 
-void timeline_section_write(bq_t *bq, uint8_t *out) {
-    timeline_t *line = &bq->timeline;
+void timeline_section_write(broker_t *broker, uint8_t *out) {
+    timeline_t *line = &broker->timeline;
     timeline_section_t head = {
-        .last = line->begun ? mark_now(bq) : line->last, .synchronized = line->synchronized, .count = line->count};
-    if (line->begun) line->runs[line->count - 1].latest_ms = bq->now_ms;
+        .last = line->begun ? mark_now(broker) : line->last, .synchronized = line->synchronized, .count = line->count};
+    if (line->begun) line->runs[line->count - 1].latest_ms = broker->now_ms;
     memcpy(out, &head, sizeof head);
     memcpy(out + sizeof head, line->runs, line->count * sizeof *line->runs);
 }
@@ -147,41 +147,41 @@ static uint64_t time_at_start(const timeline_t *line, const bq_clock_t *clock) {
     return later(time_ms, later(time_by(&line->last, clock), time_by(&line->synchronized, clock)));
 }
 
-static void begin(bq_t *bq, const bq_clock_t *clock) {
-    timeline_t *line = &bq->timeline;
+static void begin(broker_t *broker, const bq_clock_t *clock) {
+    timeline_t *line = &broker->timeline;
     uint64_t time_ms = time_at_start(line, clock);
     /* runs from a version without TIME records: treat their newest record as written now */
     for (uint32_t i = 0; i < line->count; i++)
         if (line->runs[i].base_ms == TIMELINE_UNKNOWN)
             line->runs[i].base_ms = (int64_t)time_ms - (int64_t)line->runs[i].latest_ms;
-    run_add(line, bq->run, bq->found_lsn + 1, (int64_t)time_ms - (int64_t)bq->now_ms, bq->now_ms);
+    run_add(line, broker->run, broker->found_lsn + 1, (int64_t)time_ms - (int64_t)broker->now_ms, broker->now_ms);
     line->begun = line->due = true;
 }
 
-void timeline_begin(bq_t *bq) {
-    if (!bq->timeline.begun) begin(bq, &bq->timeline.clock);
+void timeline_begin(broker_t *broker) {
+    if (!broker->timeline.begun) begin(broker, &broker->timeline.clock);
 }
 
 /* Corrects T if the clocks show that more time has passed: the wall clock is synchronized now and was before the machine was off,
  * or the machine was suspended. */
-static void correct(bq_t *bq, const bq_clock_t *clock) {
-    timeline_t *line = &bq->timeline;
-    uint64_t time_ms = time_at_start(line, clock), now_ms = timeline_now_ms(bq);
+static void correct(broker_t *broker, const bq_clock_t *clock) {
+    timeline_t *line = &broker->timeline;
+    uint64_t time_ms = time_at_start(line, clock), now_ms = timeline_now_ms(broker);
     if (time_ms < now_ms + CORRECTION_MS_MIN) return;
     line->runs[line->count - 1].base_ms += (int64_t)(time_ms - now_ms);
-    consumers_aged(bq, time_ms - now_ms);
+    consumers_aged(broker, time_ms - now_ms);
 }
 
-void timeline_clock(bq_t *bq, const bq_clock_t *clock) {
-    timeline_t *line = &bq->timeline;
+void timeline_clock(broker_t *broker, const bq_clock_t *clock) {
+    timeline_t *line = &broker->timeline;
     if (!plausible(clock->boot_ms) || !plausible(clock->wall_ms)) return;
     bool first = !line->begun;
     if (first)
-        begin(bq, clock);
+        begin(broker, clock);
     else
-        correct(bq, clock);
+        correct(broker, clock);
     line->clock = *clock;
-    line->clock_at_ms = bq->now_ms;
+    line->clock_at_ms = broker->now_ms;
     line->due = true;
 }
 
@@ -193,26 +193,26 @@ int bq_clock_read(bq_clock_t *clock) {
     return BQ_OK;
 }
 
-int64_t timeline_write(bq_t *bq) {
-    timeline_t *line = &bq->timeline;
-    timeline_begin(bq);
+int64_t timeline_write(broker_t *broker) {
+    timeline_t *line = &broker->timeline;
+    timeline_begin(broker);
     if (!line->due) return 0;
-    time_record_t record = {.run = bq->run, .mono_ms = bq->now_ms, .mark = mark_now(bq)};
+    time_record_t record = {.run = broker->run, .mono_ms = broker->now_ms, .mark = mark_now(broker)};
     wal_part_t part = {&record, sizeof record};
-    int64_t lsn = wal_append(bq->wal, WAL_TIME, 0, &part, 1, WAL_URGENT);
+    int64_t lsn = wal_append(broker->wal, WAL_TIME, 0, &part, 1, WAL_URGENT);
     if (lsn < 0) return lsn;
     line->due = false;
     return 0;
 }
 
-uint64_t timeline_now_ms(const bq_t *bq) {
-    const timeline_t *line = &bq->timeline;
-    return line->begun ? time_of(&line->runs[line->count - 1], bq->now_ms) : line->known_ms;
+uint64_t timeline_now_ms(const broker_t *broker) {
+    const timeline_t *line = &broker->timeline;
+    return line->begun ? time_of(&line->runs[line->count - 1], broker->now_ms) : line->known_ms;
 }
 
-uint64_t timeline_age_ms(const bq_t *bq, uint64_t lsn, const publish_record_t *record) {
-    const timeline_t *line = &bq->timeline;
-    if (record->run == bq->run) return bq->now_ms > record->mono_ms ? bq->now_ms - record->mono_ms : 0;
+uint64_t timeline_age_ms(const broker_t *broker, uint64_t lsn, const publish_record_t *record) {
+    const timeline_t *line = &broker->timeline;
+    if (record->run == broker->run) return broker->now_ms > record->mono_ms ? broker->now_ms - record->mono_ms : 0;
     const timeline_run_t *run = run_find((timeline_t *)line, record->run);
     if (!run) { /* dropped: counts as old as the oldest known run */
         if (!line->count || lsn >= line->runs[0].first_lsn) return 0;
@@ -220,6 +220,6 @@ uint64_t timeline_age_ms(const bq_t *bq, uint64_t lsn, const publish_record_t *r
     }
     if (run->base_ms == TIMELINE_UNKNOWN || !plausible(record->mono_ms)) return 0;
     uint64_t accepted_ms = time_of(run, run->run == record->run ? record->mono_ms : run->first_ms);
-    uint64_t now_ms = timeline_now_ms(bq);
+    uint64_t now_ms = timeline_now_ms(broker);
     return now_ms > accepted_ms ? now_ms - accepted_ms : 0;
 }

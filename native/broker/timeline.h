@@ -18,7 +18,7 @@
 #include "base/bytes.h"
 #include "wal/wal.h"
 
-struct bq;
+struct broker;
 struct publish_record;
 
 #define TIMELINE_RUNS_MAX 256u /* runs with records in the WAL; an older run counts as old as the oldest of these */
@@ -48,22 +48,24 @@ typedef struct timeline {
 } timeline_t;
 
 /* Recovery, in LSN order. Damaged or unknown data is ignored. */
-void timeline_restore(struct bq *bq, uint64_t lsn, const uint8_t *bytes, uint32_t size); /* a TIME record */
-void timeline_restore_publish(struct bq *bq, uint64_t lsn, const struct publish_record *record);
-void timeline_load(struct bq *bq, const uint8_t *bytes, uint64_t size); /* a section of a checkpoint */
+void timeline_restore(struct broker *broker, uint64_t lsn, const uint8_t *bytes, uint32_t size); /* a TIME record */
+void timeline_restore_publish(struct broker *broker, uint64_t lsn, const struct publish_record *record);
+void timeline_load(struct broker *broker, const uint8_t *bytes, uint64_t size); /* a section of a checkpoint */
 
 /* The checkpoint's section: its size and its bytes. Drops runs without records from `keep_from` on. */
-uint32_t timeline_section_size(struct bq *bq, uint64_t keep_from);
-void timeline_section_write(struct bq *bq, uint8_t *out);
+uint32_t timeline_section_size(struct broker *broker, uint64_t keep_from);
+void timeline_section_write(struct broker *broker, uint8_t *out);
 
-void timeline_clock(struct bq *bq, const bq_clock_t *clock); /* reports the current clocks; the first call begins the time line */
-void timeline_begin(struct bq *bq);                          /* begins it without a report: the downtime is not known */
+void timeline_clock(struct broker *broker,
+                    const bq_clock_t *clock); /* reports the current clocks; the first call begins the time line */
+void timeline_begin(struct broker *broker);   /* begins it without a report: the downtime is not known */
 
 /* Writes the TIME record if one is due. Returns 0 or the result of wal_append. On an error no publish may be appended. */
-int64_t timeline_write(struct bq *bq);
+int64_t timeline_write(struct broker *broker);
 static inline bool timeline_waits(const timeline_t *line) { return !line->begun || line->due; }
 
-uint64_t timeline_now_ms(const struct bq *bq);
-uint64_t timeline_age_ms(const struct bq *bq, uint64_t lsn, const struct publish_record *record); /* since it was accepted */
+uint64_t timeline_now_ms(const struct broker *broker);
+uint64_t timeline_age_ms(const struct broker *broker, uint64_t lsn,
+                         const struct publish_record *record); /* since it was accepted */
 
 #endif

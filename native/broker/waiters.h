@@ -10,17 +10,19 @@
 
 #include "base/bytes.h"
 
-struct bq;
-struct connection;
+struct broker;
+struct client;
 
 typedef struct wait_list {
-    struct connection *first, *last;
+    struct client *first, *last;
 } wait_list_t;
 
-void wait_begin(struct bq *bq, wait_list_t *list, struct connection *publisher);
-void wait_end(struct bq *bq, struct connection *publisher); /* removes it from any list; it may be in none */
+void wait_begin(struct broker *broker, wait_list_t *list, struct client *publisher);
+void wait_end(struct broker *broker, struct client *publisher); /* removes it from any list; it may be in none */
 /* if the full connection's queue has room again, wakes those that wait for it */
-void wait_wake(struct bq *bq, struct connection *full);
-void wait_release(struct bq *bq, wait_list_t *list, uint32_t count_max);
+void wait_wake(struct broker *broker, struct client *full);
+/* wakes all that wait for its queue or for a group of which it is a member, also if there is no room */
+void client_release_waiters(struct broker *broker, struct client *client);
+void wait_release(struct broker *broker, wait_list_t *list, uint32_t count_max);
 
 #endif

@@ -39,7 +39,7 @@ static void restart(machine_t *machine, input_t *input, bool harmed) {
     }
     bool opened = start(machine);
     if (harmed) return;
-    CHECK(opened && machine->bq->next_message_id > machine->id_max);
+    CHECK(opened && machine->bq->broker.next_message_id > machine->id_max);
 }
 
 /* The disk fails once or permanently, or has limited space. 0: it works again. */
@@ -61,29 +61,30 @@ static bool harm(input_t *input) {
 static void readers_check(const bq_t *bq) {
     uint32_t users[CONSUMER_SLOTS] = {0}, in_line = 0, waiting = 0;
     uint64_t failing = 0;
-    for (const consumer_t *consumer = bq->consumers.all; consumer; consumer = consumer->next) {
+    for (const consumer_t *consumer = bq->broker.consumers.all; consumer; consumer = consumer->next) {
         bool in_block = consumer->reader && consumer->reader->generation == consumer->read_generation;
-        if (in_block) users[consumer->reader - bq->consumers.readers]++;
+        if (in_block) users[consumer->reader - bq->broker.consumers.readers]++;
         CHECK(!in_block || !consumer->read_link);
         in_line += consumer->read_link != NULL;
         failing += consumer->read_failures > 0;
         bool hungry =
-            consumer->behind && consumer->members && !consumer->window_count && consumer->next_lsn <= bq->dispatched_lsn;
+            consumer->behind && consumer->members && !consumer->window_count && consumer->next_lsn <= bq->broker.dispatched_lsn;
         CHECK(!hungry || consumer->read_link || consumer->pumping);
     }
-    for (const consumer_t *consumer = bq->consumers.read_first; consumer; consumer = consumer->read_next) waiting++;
-    CHECK(waiting == in_line && failing == bq->consumers.read_failing);
-    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) CHECK(bq->consumers.readers[slot].users == users[slot]);
+    for (const consumer_t *consumer = bq->broker.consumers.read_first; consumer; consumer = consumer->read_next) waiting++;
+    CHECK(waiting == in_line && failing == bq->broker.consumers.read_failing);
+    for (uint32_t slot = 0; slot < CONSUMER_SLOTS; slot++) CHECK(bq->broker.consumers.readers[slot].users == users[slot]);
 }
 
 static void dead_letters_check(const bq_t *bq) {
     const delivery_t *last = NULL;
-    for (const delivery_t *delivery = bq->dead_letters.first; delivery; last = delivery, delivery = delivery->letter_next) {
+    for (const delivery_t *delivery = bq->broker.dead_letters.first; delivery;
+         last = delivery, delivery = delivery->letter_next) {
         CHECK(delivery->given_up && delivery->dead_letter_waits && !delivery->letter && delivery->letter_previous == last);
         CHECK(!last || last->lsn <= delivery->lsn);
     }
-    CHECK(bq->dead_letters.last == last);
-    for (const pending_commit_t *pending = bq->pending; pending; pending = pending->next)
+    CHECK(bq->broker.dead_letters.last == last);
+    for (const pending_commit_t *pending = bq->broker.pending; pending; pending = pending->next)
         CHECK(!pending->delivery || pending->delivery->letter == pending);
 }
 
@@ -103,7 +104,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             restart(&machine, &input, harmed);
         else
             harmed |= harm(&input);
-        if (!machine.bq->wal) continue;
+        if (!machine.bq->broker.wal) continue;
         readers_check(machine.bq);
         dead_letters_check(machine.bq);
     }

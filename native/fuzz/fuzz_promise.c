@@ -151,7 +151,7 @@ static void message_came(model_t *model, uint32_t person, const uint8_t *frame) 
     if (model->unacked_count[person] < COUNT(model->unacked[person])) model->unacked[person][model->unacked_count[person]++] = id;
 }
 
-static void frame_came(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
+static void frame_came(machine_t *machine, test_client_t *client, const uint8_t *frame, uint32_t size) {
     model_t *model = (model_t *)(void *)machine; /* machine is its first member */
     uint32_t number = client_number(machine, client);
     (void)size;
@@ -172,12 +172,12 @@ static void frame_came(machine_t *machine, client_t *client, const uint8_t *fram
 
 /* ---- sent frames -------------------------------------------------------------------------------------------------- */
 
-static client_t *client_of(model_t *model, uint32_t person) {
+static test_client_t *client_of(model_t *model, uint32_t person) {
     return &model->machine.clients[person == PUBLISHER ? PUBLISHER : person == COLLECTOR ? 1 : 2 * person];
 }
 
 /* Send a request. Returns the code of its answer; 0xffff: no answer. */
-static uint16_t ask_for(model_t *model, client_t *client, fields_t fields) {
+static uint16_t ask_for(model_t *model, test_client_t *client, fields_t fields) {
     static uint8_t frame[16384];
     if (!client->open) return UINT16_MAX;
     fields.seq = model->answer_seq = ++model->seq + (1ull << 32);
@@ -190,7 +190,7 @@ static uint16_t ask_for(model_t *model, client_t *client, fields_t fields) {
 static text_t text_of(const char *text) { return (text_t){(const uint8_t *)text, (uint32_t)strlen(text)}; }
 
 static void come(model_t *model, uint32_t person) {
-    client_t *client = client_of(model, person);
+    test_client_t *client = client_of(model, person);
     text_t none = {NULL, 0};
     if (client->open || client->attaching) return;
     client_gone(client);
@@ -216,7 +216,7 @@ static void parted(model_t *model, uint32_t person) {
 }
 
 static void go_away(model_t *model, uint32_t person) {
-    client_t *client = client_of(model, person);
+    test_client_t *client = client_of(model, person);
     text_t none = {NULL, 0};
     if (!client->open) return;
     push(&model->machine, (bq_command_t){.type = BQ_CMD_CLOSE, .conn = client->conn, .code = BQ_CLOSE_BROKER}, none, none);
@@ -246,7 +246,7 @@ static bool elsewhere(const model_t *model, uint32_t person, uint8_t filter, uin
 
 /* In a group any flags; alone only durable subscriptions, because only these have guarantees. */
 static void subscribe(model_t *model, uint32_t person, uint8_t filter, uint8_t group, bool durable) {
-    client_t *client = client_of(model, person);
+    test_client_t *client = client_of(model, person);
     static const char *const groups[] = {"", "g", "h"};
     fields_t fields = {.action = FRAME_SUB, .qos = 1, .durable = durable, .topic = text_of(WANTED[filter])};
     if (group) fields.group = text_of(groups[group]);
@@ -269,7 +269,7 @@ static void subscribe(model_t *model, uint32_t person, uint8_t filter, uint8_t g
 }
 
 static void unsubscribe(model_t *model, uint32_t person, uint8_t filter) {
-    client_t *client = client_of(model, person);
+    test_client_t *client = client_of(model, person);
     if (!client->open) return;
     uint16_t code = ask_for(model, client, (fields_t){.action = FRAME_UNSUB, .topic = text_of(WANTED[filter])});
     if (code == 503) return;
@@ -284,7 +284,7 @@ static void unsubscribe(model_t *model, uint32_t person, uint8_t filter) {
 
 static uint64_t wal_next_lsn(const model_t *model) {
     wal_span_t span;
-    wal_span(model->machine.bq->wal, &span);
+    wal_span(model->machine.bq->broker.wal, &span);
     return span.lsn[span.count];
 }
 
@@ -294,7 +294,7 @@ static void look_back(model_t *model) {
     wal_span_t span;
     bq_stats_t stats;
     if (!model->machine.config.session_log_bytes) return;
-    wal_span(model->machine.bq->wal, &span);
+    wal_span(model->machine.bq->broker.wal, &span);
     core_stats(model->machine.bq, &stats);
     if (stats.dead_letters_dropped) model->letters_lost = true;
     for (uint32_t i = 0; i < model->count && span.count; i++)
@@ -305,7 +305,7 @@ static void look_back(model_t *model) {
 static void collect(model_t *model) {
     static uint8_t frame[256];
     static const char filter[] = "$dlq/#";
-    client_t *client = client_of(model, COLLECTOR);
+    test_client_t *client = client_of(model, COLLECTOR);
     if (!model->machine.config.session_log_bytes || model->machine.config.session_overflow == BQ_SESSION_OVERFLOW_DROP) return;
     if (!client->open) model->collects = false;
     come(model, COLLECTOR);
@@ -365,12 +365,12 @@ static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t t
     memcpy(payload, &number, sizeof number);
     for (uint32_t at = sizeof number; at < size; at++) payload[at] = payload_byte(number, at);
     come(model, PUBLISHER);
-    uint64_t dropped = model->machine.bq->stats.dropped_queue_full;
+    uint64_t dropped = model->machine.bq->broker.stats.dropped_queue_full;
     uint16_t code = ask_for(
         model, client_of(model, PUBLISHER),
         (fields_t){.action = FRAME_PUB, .qos = 1, .ttl_ms = ttl_ms, .topic = text_of(WHERE[topic]), .payload = {payload, size}});
     message->acknowledged = code == 0;
-    message->dropped = model->machine.bq->stats.dropped_queue_full != dropped;
+    message->dropped = model->machine.bq->broker.stats.dropped_queue_full != dropped;
     if (code == UINT16_MAX) { /* it may still be accepted later: its time to live begins then */
         message->at_ms = UINT64_MAX / 4;
         go_away(model, PUBLISHER);
@@ -379,7 +379,7 @@ static void publish_one(model_t *model, uint8_t topic, uint32_t size, uint64_t t
 
 static void acknowledge(model_t *model, uint32_t person, uint32_t which) {
     static uint8_t frame[256];
-    client_t *client = client_of(model, person);
+    test_client_t *client = client_of(model, person);
     uint32_t *count = &model->unacked_count[person];
     if (!client->open || !*count) return;
     which %= *count;
@@ -453,7 +453,7 @@ static void everything_is_fetched(model_t *model) {
         bool some = false;
         settle(&model->machine, 3, 2);
         for (uint32_t person = 0; person < PEOPLE; person++) {
-            client_t *client = client_of(model, person);
+            test_client_t *client = client_of(model, person);
             client->reads = true;
             took(&model->machine, client, client->untaken);
             for (; model->unacked_count[person]; some = true) acknowledge(model, person, 0);
@@ -485,7 +485,7 @@ static void nothing_is_owed(const model_t *model) {
 static void step_one(model_t *model, uint8_t what, input_t *input) {
     uint8_t more = input_byte(input);
     uint32_t person = more % PEOPLE;
-    client_t *client = client_of(model, person);
+    test_client_t *client = client_of(model, person);
     static const uint64_t ttls[] = {0, 0, 0, 50, 1000, 20000};
     switch (what % 16) {
     case 0: come(model, person); return;

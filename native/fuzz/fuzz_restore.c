@@ -31,12 +31,13 @@ static uint32_t entries_of(input_t *input, item_t *entries) {
 static void checkpoint_again(bq_t *bq, const bq_config_t *limits) {
     uint32_t size, again_size;
     uint64_t keep_from;
-    uint8_t *bytes = consumers_serialize(bq, &size, &keep_from);
+    uint8_t *bytes = consumers_serialize(&bq->broker, &size, &keep_from);
     bq_t *again = bq_new(limits, 1);
     CHECK(bytes && again);
     CHECK(consumer_restore(again, &(wal_record_t){.lsn = 1, .bytes = bytes, .size = size}));
-    CHECK(again->consumers.count == bq->consumers.count && again->next_message_id == bq->next_message_id);
-    uint8_t *twice = consumers_serialize(again, &again_size, &keep_from);
+    CHECK(again->broker.consumers.count == bq->broker.consumers.count &&
+          again->broker.next_message_id == bq->broker.next_message_id);
+    uint8_t *twice = consumers_serialize(&again->broker, &again_size, &keep_from);
     CHECK(twice && again_size == size);
     free(bytes);
     free(twice);
@@ -81,7 +82,7 @@ static void wal_write(const item_t *entries, uint32_t count) {
 
 /* A client that subscribes to each existing durable subscription and to everything, and reads the messages in the WAL. */
 static void read_all(machine_t *machine) {
-    client_t *client = &machine->clients[0];
+    test_client_t *client = &machine->clients[0];
     uint8_t frame[4 + 400];
     input_t trusted = {(const uint8_t *)"\1", (const uint8_t *)"\1" + 1};
     machine->now_ms = 1000;
@@ -90,7 +91,8 @@ static void read_all(machine_t *machine) {
     CHECK(client->open);
     client->filters_unknown = true;
     uint32_t rounds = 0;
-    for (const consumer_t *consumer = machine->bq->consumers.all; consumer && rounds < 4; consumer = consumer->next, rounds++) {
+    for (const consumer_t *consumer = machine->bq->broker.consumers.all; consumer && rounds < 4;
+         consumer = consumer->next, rounds++) {
         uint32_t id_size = consumer->registrations ? consumer->registrations->size : 0, size = id_size + consumer->group_size;
         uint8_t *data = malloc(size + 1);
         CHECK(data);

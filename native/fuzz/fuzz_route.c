@@ -6,7 +6,7 @@
  * Invariant: a topic's targets are exactly the connections with a matching filter, each once, whatever happened before, also
  * when filters changed during an interrupted search. When all have left, the pool is empty.
  */
-#include "net/connection.h"
+#include "broker/client.h"
 #include "base/topic_name.h"
 #include "fuzz.h"
 
@@ -24,7 +24,7 @@ typedef struct pending_commit {
 
 typedef struct model {
     routes_t *routes;
-    connection_t connections[CONNECTIONS];
+    client_t connections[CONNECTIONS];
     pending_commit_t pending[PENDING_COMMITS_MAX];
     uint32_t pending_commits;
 } model_t;
@@ -42,7 +42,7 @@ static pending_commit_t *pending_find(model_t *model, uint32_t connection, text_
 static void subscribe(model_t *model, uint32_t connection, text_t filter) {
     if (model->pending_commits == PENDING_COMMITS_MAX) return;
     bool known = filter.size && pending_find(model, connection, filter);
-    connection_t *to = &model->connections[connection];
+    client_t *to = &model->connections[connection];
     int added = route_subscribe(model->routes, to, &to->subscriptions, filter.bytes, filter.size);
     CHECK(added == (filter_check(filter.bytes, filter.size) < 0 ? BQ_E_ARGUMENT : known ? 0 : 1));
     if (added != 1) return;
@@ -52,7 +52,7 @@ static void subscribe(model_t *model, uint32_t connection, text_t filter) {
 }
 
 static void unsubscribe(model_t *model, uint32_t connection, text_t filter) {
-    connection_t *from = &model->connections[connection];
+    client_t *from = &model->connections[connection];
     pending_commit_t *pending = filter.size ? pending_find(model, connection, filter) : NULL;
     bool left = route_unsubscribe(model->routes, from, from->subscriptions, filter.bytes, filter.size);
     CHECK(left == (pending != NULL));
@@ -60,7 +60,7 @@ static void unsubscribe(model_t *model, uint32_t connection, text_t filter) {
 }
 
 static void leave(model_t *model, uint32_t connection) {
-    connection_t *gone = &model->connections[connection];
+    client_t *gone = &model->connections[connection];
     while (gone->subscriptions) route_leave(model->routes, gone->subscriptions);
     for (uint32_t i = model->pending_commits; i-- > 0;)
         if (model->pending[i].connection == connection) model->pending[i] = model->pending[--model->pending_commits];

@@ -20,7 +20,7 @@
 #define ANSWER_BYTES 50000u
 #define SOCKET_BYTES 4096
 
-typedef struct client {
+typedef struct test_client {
     int fd; /* -1: none */
     uint32_t sealed, opened;
     uint8_t *queued; /* records not sent yet */
@@ -28,13 +28,13 @@ typedef struct client {
     bool cuts; /* sends only on request */
     uint8_t in[TOY_HEAD + TOY_RECORD_MAX];
     uint32_t in_size;
-} client_t;
+} test_client_t;
 
 typedef struct machine {
     bq_t *bq;
     bq_config_t config;
     uint64_t now_ms;
-    client_t clients[CLIENTS];
+    test_client_t clients[CLIENTS];
     bool answering, stopped;
     uint32_t allocations_before, allocations_failing; /* for the next turn */
 } machine_t;
@@ -69,7 +69,7 @@ static bool push(machine_t *machine, bq_command_t command, const uint8_t *text, 
 
 static void answer_request(machine_t *machine, const bq_event_t *event) {
     bq_command_t command = {.type = BQ_CMD_REPLY, .conn = event->conn, .seq = event->seq};
-    const connection_t *connection = connection_find(machine->bq, event->conn);
+    const connection_t *connection = connection_find(&machine->bq->net, event->conn);
     CHECK(!connection || connection->state == CONNECTION_DEAD || connection->secure->open);
     if (event->type == BQ_EV_HELLO) command.type = BQ_CMD_ADMIT;
     if (event->type == BQ_EV_SUB) command.type = BQ_CMD_SUBSCRIBE;
@@ -103,19 +103,19 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     machine->allocations_failing = allocations_failing = 0;
     while (bq_event(machine->bq, &event) == 1) handle(machine, &event);
     core_stats(machine->bq, &stats);
-    CHECK(stats.secure_open + stats.secure_pending <= stats.connections + machine->bq->refused_count);
+    CHECK(stats.secure_open + stats.secure_pending <= stats.connections + machine->bq->net.refused_count);
     CHECK(stats.connections <= machine->config.max_connections);
 }
 
 /* ---- clients -------------------------------------------------------------------------------------------------------------- */
 
-static void drop(client_t *client) {
+static void drop(test_client_t *client) {
     if (client->fd >= 0) close(client->fd);
     free(client->queued);
-    *client = (client_t){.fd = -1};
+    *client = (test_client_t){.fd = -1};
 }
 
-static void dial(machine_t *machine, client_t *client) {
+static void dial(machine_t *machine, test_client_t *client) {
     int ends[2], bytes = SOCKET_BYTES;
     if (client->fd >= 0) return;
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
@@ -123,13 +123,13 @@ static void dial(machine_t *machine, client_t *client) {
         CHECK(fcntl(ends[i], F_SETFL, O_NONBLOCK) == 0);
         CHECK(setsockopt(ends[i], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes) == 0);
     }
-    *client = (client_t){.fd = ends[0], .queued = malloc(QUEUED_MAX)};
+    *client = (test_client_t){.fd = ends[0], .queued = malloc(QUEUED_MAX)};
     CHECK(client->queued);
     bq_command_t command = {.type = BQ_CMD_ADOPT, .flags = BQ_CONN_SECURE, .value = (uint64_t)ends[1]};
     if (!push(machine, command, NULL, 0, 0)) close(ends[1]);
 }
 
-static void send_queued(client_t *client, uint32_t size_max) {
+static void send_queued(test_client_t *client, uint32_t size_max) {
     uint32_t size = client->queued_size < size_max ? client->queued_size : size_max;
     ssize_t sent = size && client->fd >= 0 ? send(client->fd, client->queued, size, MSG_NOSIGNAL) : 0;
     if (sent <= 0) return;
@@ -137,20 +137,20 @@ static void send_queued(client_t *client, uint32_t size_max) {
     memmove(client->queued, client->queued + sent, client->queued_size);
 }
 
-static void say(client_t *client, uint8_t type, text_t content) {
+static void say(test_client_t *client, uint8_t type, text_t content) {
     if (client->fd < 0 || client->queued_size + TOY_HEAD + content.size > QUEUED_MAX) return;
     client->queued_size += toy_record(client->queued + client->queued_size, type, client->sealed++, content.bytes, content.size);
     if (!client->cuts) send_queued(client, UINT32_MAX);
 }
 
-static void say_raw(client_t *client, text_t bytes) {
+static void say_raw(test_client_t *client, text_t bytes) {
     if (client->fd < 0 || client->queued_size + bytes.size > QUEUED_MAX || !bytes.size) return;
     memcpy(client->queued + client->queued_size, bytes.bytes, bytes.size);
     client->queued_size += bytes.size;
 }
 
 /* Whole records with the right number, in a known order of types. */
-static void hear(client_t *client, const uint8_t *bytes, uint32_t size) {
+static void hear(test_client_t *client, const uint8_t *bytes, uint32_t size) {
     while (size) {
         uint32_t want = TOY_HEAD;
         if (client->in_size >= TOY_HEAD) want += (uint32_t)client->in[1] << 8 | client->in[2];
@@ -170,7 +170,7 @@ static void hear(client_t *client, const uint8_t *bytes, uint32_t size) {
     }
 }
 
-static void take_some(client_t *client, uint32_t size) {
+static void take_some(test_client_t *client, uint32_t size) {
     uint8_t buffer[8192];
     if (client->fd < 0) return;
     ssize_t got = recv(client->fd, buffer, size < sizeof buffer ? size : sizeof buffer, 0);
@@ -190,7 +190,7 @@ static void use_context(machine_t *machine, uint8_t steps, uint8_t size) {
 
 static void step(machine_t *machine, uint8_t what, input_t *input) {
     static const uint16_t times_ms[] = {0, 1, 10, 100, 1000, 5000};
-    client_t *client = &machine->clients[input_byte(input) % CLIENTS];
+    test_client_t *client = &machine->clients[input_byte(input) % CLIENTS];
     uint8_t how;
     switch (what % 16) {
     case 0: dial(machine, client); return;

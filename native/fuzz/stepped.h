@@ -26,7 +26,7 @@ static const char *const TOPICS[] = {"a", "a.b", "a.b.c", "s", "s/1/t", "$SYS/x"
 static const char *const FILTERS[] = {"a", "a.*", "a.>", ">", "s/+/t", "s/#", "#", "$SYS/#", "*", "+", "many.*", "s", "$dlq/>"};
 static const char *const NAMES[] = {"", "one", "two", "#", "..", "\xff", "a name longer than most"};
 
-typedef struct client {
+typedef struct test_client {
     bq_conn_t conn;
     bool attaching, open, trusted, admitted, reads, asked;
     uint16_t ask_type;
@@ -44,19 +44,19 @@ typedef struct client {
     uint64_t requests, answers; /* requests that must be answered; Replies and SubAcks received */
     uint8_t *out;               /* bytes of a partial frame */
     uint32_t out_size, out_capacity;
-} client_t;
+} test_client_t;
 
 typedef struct machine {
     bq_t *bq;
     bq_config_t config;
     uint64_t now_ms, id_max;
-    client_t clients[CLIENTS];
+    test_client_t clients[CLIENTS];
     uint32_t allocations_before, allocations_failing; /* for the next turn */
     bool away, answering, stopped, someone_admitted;
     struct sim_disk *disk; /* NULL: no WAL */
     bool restores;         /* no core wrote the WAL, so its consumers may be inconsistent */
     /* Called for each whole frame; or NULL */
-    void (*on_frame)(struct machine *machine, client_t *client, const uint8_t *frame, uint32_t size);
+    void (*on_frame)(struct machine *machine, test_client_t *client, const uint8_t *frame, uint32_t size);
     void (*on_event)(struct machine *machine, const bq_event_t *event); /* called for events without a connection; or NULL */
 } machine_t;
 
@@ -66,14 +66,14 @@ static bool push(machine_t *machine, bq_command_t command, text_t text, text_t d
 
 /* ---- output ------------------------------------------------------------------------------------------------------- */
 
-static bool wanted(const client_t *client, text_t topic) {
+static bool wanted(const test_client_t *client, text_t topic) {
     bool found = client->filters_unknown;
     for (uint32_t i = 0; i < client->filter_count && !found; i++)
         found = filter_match((const uint8_t *)client->filters[i], client->filter_sizes[i], topic.bytes, topic.size) == 1;
     return found;
 }
 
-static void message_check(machine_t *machine, client_t *client, const uint8_t *frame, uint32_t size) {
+static void message_check(machine_t *machine, test_client_t *client, const uint8_t *frame, uint32_t size) {
     bool qos1 = load_u32(frame + FRAME_HEADER_BYTES) == 28; /* the offset of its table: see proto/blip_codec.c */
     CHECK(qos1 || load_u32(frame + FRAME_HEADER_BYTES) == 20);
     message_t message = {.topic = header_template_topic(frame)};
@@ -85,7 +85,7 @@ static void message_check(machine_t *machine, client_t *client, const uint8_t *f
     if (client->last_id > machine->id_max) machine->id_max = client->last_id;
 }
 
-static void out_add(client_t *client, const uint8_t *bytes, uint32_t size) {
+static void out_add(test_client_t *client, const uint8_t *bytes, uint32_t size) {
     if (client->out_size + size > client->out_capacity) {
         client->out_capacity = (client->out_size + size) * 2;
         client->out = realloc(client->out, client->out_capacity);
@@ -95,7 +95,7 @@ static void out_add(client_t *client, const uint8_t *bytes, uint32_t size) {
     client->out_size += size;
 }
 
-static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, uint32_t size) {
+static void arrived(machine_t *machine, test_client_t *client, const uint8_t *bytes, uint32_t size) {
     uint32_t at = 0;
     out_add(client, bytes, size);
     while (client->out_size - at >= 4 && client->out_size - at - 4 >= load_be32(client->out + at)) {
@@ -115,14 +115,14 @@ static void arrived(machine_t *machine, client_t *client, const uint8_t *bytes, 
 
 /* ---- the Python side ---------------------------------------------------------------------------------------------- */
 
-static void admit(machine_t *machine, client_t *client, uint64_t seq) {
+static void admit(machine_t *machine, test_client_t *client, uint64_t seq) {
     static const char welcome[] = "welcome";
     client->admitted = client->welcomed = machine->someone_admitted = true;
     push(machine, (bq_command_t){.type = BQ_CMD_ADMIT, .conn = client->conn, .seq = seq},
          (text_t){(const uint8_t *)welcome, sizeof welcome - 1}, (text_t){NULL, 0});
 }
 
-static void filter_remember(client_t *client, text_t filter) {
+static void filter_remember(test_client_t *client, text_t filter) {
     if (client->filter_count == FILTERS_MAX || filter.size > TOPIC_BYTES_MAX) {
         client->filters_unknown = true;
         return;
@@ -131,17 +131,19 @@ static void filter_remember(client_t *client, text_t filter) {
     client->filter_sizes[client->filter_count++] = filter.size;
 }
 
-static uint32_t client_number(const machine_t *machine, const client_t *client) { return (uint32_t)(client - machine->clients); }
+static uint32_t client_number(const machine_t *machine, const test_client_t *client) {
+    return (uint32_t)(client - machine->clients);
+}
 
 /* The client_id, then the group. Two clients share an id, so that durable subscriptions are taken over. */
-static text_t subscriber_of(machine_t *machine, const client_t *client, uint8_t room[REQUEST_BYTES_MAX + 2]) {
+static text_t subscriber_of(machine_t *machine, const test_client_t *client, uint8_t room[REQUEST_BYTES_MAX + 2]) {
     room[0] = 'c';
     room[1] = (uint8_t)('0' + client_number(machine, client) / 2);
     memcpy(room + 2, client->ask_data, client->ask_data_size);
     return (text_t){room, 2 + client->ask_data_size};
 }
 
-static void answer(machine_t *machine, client_t *client) {
+static void answer(machine_t *machine, test_client_t *client) {
     uint8_t room[REQUEST_BYTES_MAX + 2];
     text_t filter = {client->ask_text, client->ask_text_size}, none = {NULL, 0};
     bq_command_t command = {.conn = client->conn, .seq = client->ask_seq};
@@ -168,7 +170,7 @@ static void answer(machine_t *machine, client_t *client) {
     }
 }
 
-static void asked(machine_t *machine, client_t *client, const bq_event_t *event) {
+static void asked(machine_t *machine, test_client_t *client, const bq_event_t *event) {
     CHECK(client->open && (!client->asked || client->answers_unknown));
     CHECK(event->text_size <= REQUEST_BYTES_MAX && event->data_size <= REQUEST_BYTES_MAX);
     if (event->type != BQ_EV_HELLO) CHECK(client->admitted || client->trusted || !machine->config.require_hello);
@@ -188,18 +190,18 @@ static void asked(machine_t *machine, client_t *client, const bq_event_t *event)
 #define ANSWER_MS 4000u /* less than the core waits for a client that does not read */
 
 /* A client that ended its side, and was closed for no other reason, got every answer. */
-static void ending_check(const machine_t *machine, const client_t *client, const bq_event_t *event) {
+static void ending_check(const machine_t *machine, const test_client_t *client, const bq_event_t *event) {
     bool in_order = event->code == BQ_CLOSE_EOF || event->code == BQ_CLOSE_QUIT;
     bool known = client->ended && !client->desynchronised && !client->answers_unknown && !event->text_size;
     if (in_order && known && machine->now_ms - client->ended_ms < ANSWER_MS) CHECK(client->answers >= client->requests);
 }
 
-static void client_gone(client_t *client) {
+static void client_gone(test_client_t *client) {
     free(client->out);
     memset(client, 0, sizeof *client);
 }
 
-static void took(machine_t *machine, client_t *client, uint64_t bytes) {
+static void took(machine_t *machine, test_client_t *client, uint64_t bytes) {
     text_t none = {NULL, 0};
     if (bytes > client->untaken) bytes = client->untaken;
     if (bytes && push(machine, (bq_command_t){.type = BQ_CMD_CREDIT, .conn = client->conn, .value = bytes}, none, none))
@@ -207,7 +209,7 @@ static void took(machine_t *machine, client_t *client, uint64_t bytes) {
 }
 
 static void attached(machine_t *machine, const bq_event_t *event) {
-    client_t *client = &machine->clients[event->seq % CLIENTS];
+    test_client_t *client = &machine->clients[event->seq % CLIENTS];
     if (event->seq >= CLIENTS || !client->attaching) return; /* created by a command from the input: no client uses it */
     client->attaching = false;
     client->open = event->conn != 0;
@@ -215,7 +217,7 @@ static void attached(machine_t *machine, const bq_event_t *event) {
 }
 
 static void handle(machine_t *machine, const bq_event_t *event) {
-    client_t *client = NULL;
+    test_client_t *client = NULL;
     for (uint32_t i = 0; i < CLIENTS; i++)
         if (machine->clients[i].open && machine->clients[i].conn == event->conn) client = &machine->clients[i];
     switch (event->type) {
@@ -291,7 +293,7 @@ static bool delivery_check(const consumer_t *consumer, const delivery_t *deliver
     CHECK(delivery->place == DELIVERY_WAITS || (now->member && now->member->consumer == consumer));
     if (delivery->hold.other) {
         CHECK(delivery->hold.other->other == &delivery->hold && delivery->hold.other->kept);
-        CHECK(delivery->hold.other->queue == &now->member->connection->queue);
+        CHECK(delivery->hold.other->queue == &now->member->client->queue);
     }
     CHECK(delivery->place != DELIVERY_HANDED || delivery->deliveries);
     CHECK(!delivery->alone || (now->member && now->member->alone));
@@ -307,7 +309,7 @@ static void consumer_check(const bq_t *bq, const consumer_t *consumer) {
     for (const member_t *member = consumer->members; member; member = member->next, members++) {
         member_flight += member->flight_count;
         CHECK(!member->alone || member->flight_count == 1);
-        CHECK(member->connection->state == CONNECTION_OPEN || member->connection->state == CONNECTION_DEAD);
+        CHECK(member->client->live || connection_of(member->client)->state == CONNECTION_DEAD);
     }
     for (const registration_t *registration = consumer->registrations; registration; registration = registration->next)
         registrations++;
@@ -316,20 +318,21 @@ static void consumer_check(const bq_t *bq, const consumer_t *consumer) {
           (!registrations || consumer->durable));
     CHECK(!consumer->head || consumer->floor_lsn < consumer->head->lsn);
     CHECK(!consumer->behind || consumer->floor_lsn < consumer->next_lsn || consumer->head);
-    CHECK(consumer->qos || !consumer->durable || !bq->wal);
+    CHECK(consumer->qos || !consumer->durable || !bq->broker.wal);
     for (uint32_t i = 1; consumer->history && i < consumer->history->count; i++)
         CHECK(consumer->history->entries[i - 1].after < consumer->history->entries[i].after);
 }
 
 static void consumers_check(machine_t *machine) {
     uint64_t flight = 0, more_registrations = 0, count = 0;
-    for (const consumer_t *consumer = machine->bq->consumers.all; consumer; consumer = consumer->next, count++) {
+    for (const consumer_t *consumer = machine->bq->broker.consumers.all; consumer; consumer = consumer->next, count++) {
         consumer_check(machine->bq, consumer);
         flight += consumer->flight_count;
         more_registrations += consumer->registration_count > 1 ? consumer->registration_count - 1 : 0;
     }
-    CHECK(flight == machine->bq->consumers.flight_count && more_registrations == machine->bq->consumers.group_registrations);
-    CHECK(count == machine->bq->consumers.count);
+    CHECK(flight == machine->bq->broker.consumers.flight_count &&
+          more_registrations == machine->bq->broker.consumers.group_registrations);
+    CHECK(count == machine->bq->broker.consumers.count);
 }
 
 static void turn(machine_t *machine, uint64_t advance_ms) {
@@ -339,7 +342,8 @@ static void turn(machine_t *machine, uint64_t advance_ms) {
     allocations_failing = machine->allocations_failing;
     bq_turn(machine->bq, machine->now_ms, machine->now_ms + 1700000000000);
     machine->allocations_failing = allocations_failing = 0;
-    if (machine->bq->wal) wal_settle(machine->bq->wal); /* wait for the threads, so that the same input gives the same run */
+    if (machine->bq->broker.wal)
+        wal_settle(machine->bq->broker.wal); /* wait for the threads, so that the same input gives the same run */
     while (!machine->away && bq_event(machine->bq, &event) == 1) handle(machine, &event);
     sums_check(machine);
     if (!machine->restores) consumers_check(machine);
@@ -399,7 +403,7 @@ static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
 }
 
 /* Send the bytes at once, or in two parts with a turn in between. */
-static void feed(machine_t *machine, client_t *client, text_t bytes, uint32_t cut) {
+static void feed(machine_t *machine, test_client_t *client, text_t bytes, uint32_t cut) {
     uint64_t before = client->conn;
     text_t none = {NULL, 0};
     while (bytes.size && client->open && client->conn == before) {
@@ -420,12 +424,12 @@ static uint64_t input_time(input_t *input) {
     return times_ms[input_byte(input) % COUNT(times_ms)];
 }
 
-static void ended(machine_t *machine, client_t *client) {
+static void ended(machine_t *machine, test_client_t *client) {
     if (!client->ended) client->ended_ms = machine->now_ms;
     client->ended = true;
 }
 
-static void step_command(machine_t *machine, client_t *client, input_t *input) {
+static void step_command(machine_t *machine, test_client_t *client, input_t *input) {
     static uint8_t frame[160000];
     static const uint8_t payload[24000];
     uint8_t kind = input_byte(input), how = input_byte(input), big = input_byte(input);
@@ -455,7 +459,7 @@ static void step_command(machine_t *machine, client_t *client, input_t *input) {
     }
 }
 
-static void step_raw(machine_t *machine, client_t *client, input_t *input) {
+static void step_raw(machine_t *machine, test_client_t *client, input_t *input) {
     uint8_t how = input_byte(input);
     text_t bytes = input_bytes(input, input_byte(input));
     uint8_t *copy = malloc(bytes.size + 4);
@@ -471,7 +475,7 @@ static void step_raw(machine_t *machine, client_t *client, input_t *input) {
 
 /* ---- steps ---------------------------------------------------------------------------------------------------------- */
 
-static void step_attach(machine_t *machine, client_t *client, input_t *input) {
+static void step_attach(machine_t *machine, test_client_t *client, input_t *input) {
     text_t none = {NULL, 0};
     if (client->open || client->attaching) return;
     uint8_t how = input_byte(input);
@@ -487,7 +491,7 @@ static void step_attach(machine_t *machine, client_t *client, input_t *input) {
     turn(machine, 0);
 }
 
-static void step_answer(machine_t *machine, client_t *client, input_t *input) {
+static void step_answer(machine_t *machine, test_client_t *client, input_t *input) {
     uint8_t how = input_byte(input);
     text_t none = {NULL, 0}, why = {(const uint8_t *)"no", 2};
     if (!client->asked) return;
@@ -513,7 +517,7 @@ static void step_limits(machine_t *machine, input_t *input) {
 }
 
 /* Any command without a descriptor, for any connection, including stale and invalid handles. */
-static void step_record(machine_t *machine, client_t *client, input_t *input) {
+static void step_record(machine_t *machine, test_client_t *client, input_t *input) {
     static const uint16_t types[] = {BQ_CMD_CREDIT,
                                      BQ_CMD_ADMIT,
                                      BQ_CMD_SUBSCRIBE,
@@ -545,7 +549,7 @@ static void step_record(machine_t *machine, client_t *client, input_t *input) {
 }
 
 static inline void step(machine_t *machine, uint8_t what, input_t *input) {
-    client_t *client = &machine->clients[input_byte(input) % CLIENTS];
+    test_client_t *client = &machine->clients[input_byte(input) % CLIENTS];
     text_t none = {NULL, 0};
     if (what >= 232 && what < 240) {
         machine->allocations_before = input_byte(input) % 16;
@@ -636,7 +640,7 @@ static void finish(machine_t *machine) {
     machine->away = false;
     machine->answering = true;
     for (uint32_t i = 0; i < CLIENTS; i++) {
-        client_t *client = &machine->clients[i];
+        test_client_t *client = &machine->clients[i];
         client->reads = true;
         settle(machine, 0, 1);
         if (client->asked) answer(machine, client);

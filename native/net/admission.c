@@ -3,7 +3,7 @@
  * When no token or descriptor is free, accepting pauses ("rests"). Pending connections then wait in the kernel's backlog. The
  * rest ends by a timer, when the token bucket is refilled, or as soon as a connection closes its descriptor.
  */
-#include "core.h"
+#include "net/net.h"
 #include "net/secure.h"
 #include "net/transport.h"
 
@@ -109,232 +109,232 @@ static connection_t *longest_silent(const admission_t *admission) {
     return connection;
 }
 
-bool admission_make_room(bq_t *bq, const transport_ops_t *transport, const uint8_t peer[16], uint16_t port) {
-    admission_t *admission = &bq->admission;
-    if (!bq->config.require_hello && !transport->shakes) return true;
-    if (address_counts(peer) && place_count(admission, peer) >= bq->config.max_pending_per_address) {
-        bq->stats.refused_pending_address++;
-        if (transport->shakes) secure_refused(bq, peer, port, true);
+bool admission_make_room(net_t *net, const transport_ops_t *transport, const uint8_t peer[16], uint16_t port) {
+    admission_t *admission = &net->admission;
+    if (!net->broker.config.require_hello && !transport->shakes) return true;
+    if (address_counts(peer) && place_count(admission, peer) >= net->broker.config.max_pending_per_address) {
+        net->broker.stats.refused_pending_address++;
+        if (transport->shakes) secure_refused(net, peer, port, true);
         return false;
     }
-    if (admission->unadmitted < bq->config.max_pending) return true;
-    bq->stats.refused_pending++;
+    if (admission->unadmitted < net->broker.config.max_pending) return true;
+    net->broker.stats.refused_pending++;
     connection_t *other = longest_silent(admission);
     if (other)
-        connection_close(bq, other, BQ_CLOSE_CROWDED, "closed to make room for a new connection: limits.max_pending is reached");
+        connection_close(net, other, BQ_CLOSE_CROWDED, "closed to make room for a new connection: limits.max_pending is reached");
     else if (transport->shakes)
-        secure_refused(bq, peer, port, false);
+        secure_refused(net, peer, port, false);
     return other != NULL;
 }
 
-void admission_enter(bq_t *bq, connection_t *connection) {
-    admission_t *admission = &bq->admission;
+void admission_enter(net_t *net, connection_t *connection) {
+    admission_t *admission = &net->admission;
     connection->unadmitted = true;
     admission->unadmitted++;
     silent_append(admission, connection);
     if (address_counts(connection->peer)) place_add(admission, connection->peer);
 }
 
-void admission_heard(bq_t *bq, connection_t *connection) { silent_remove(&bq->admission, connection); }
+void admission_heard(net_t *net, connection_t *connection) { silent_remove(&net->admission, connection); }
 
 /* It has had an answer, so it is the first to be closed if others need the place. Until then it may try again. */
-void admission_answered(bq_t *bq, connection_t *connection) {
-    if (connection->unadmitted && !connection->silent) silent_prepend(&bq->admission, connection);
+void admission_answered(net_t *net, connection_t *connection) {
+    if (connection->unadmitted && !connection->silent) silent_prepend(&net->admission, connection);
 }
 
-void admission_leave(bq_t *bq, connection_t *connection) {
+void admission_leave(net_t *net, connection_t *connection) {
     if (!connection->unadmitted) return;
-    core_assert(bq->admission.unadmitted > 0);
+    core_assert(net->admission.unadmitted > 0);
     connection->unadmitted = false;
-    bq->admission.unadmitted--;
-    silent_remove(&bq->admission, connection);
-    if (address_counts(connection->peer)) place_remove(&bq->admission, connection->peer);
+    net->admission.unadmitted--;
+    silent_remove(&net->admission, connection);
+    if (address_counts(connection->peer)) place_remove(&net->admission, connection->peer);
 }
 
 /* ---- the rate -------------------------------------------------------------------------------------------------------- */
 
-static void tokens_fill(bq_t *bq) {
-    admission_t *admission = &bq->admission;
-    uint64_t most = (uint64_t)bq->config.accept_burst * TOKEN, passed_ms = bq->now_ms - admission->filled_ms;
-    admission->filled_ms = bq->now_ms;
+static void tokens_fill(net_t *net) {
+    admission_t *admission = &net->admission;
+    uint64_t most = (uint64_t)net->broker.config.accept_burst * TOKEN, passed_ms = net->broker.now_ms - admission->filled_ms;
+    admission->filled_ms = net->broker.now_ms;
     /* One connection per second is a thousandth of a connection per millisecond. */
-    uint64_t room = admission->tokens < most ? most - admission->tokens : 0, rate = bq->config.accept_rate;
+    uint64_t room = admission->tokens < most ? most - admission->tokens : 0, rate = net->broker.config.accept_rate;
     if (!rate || passed_ms > room / rate)
         admission->tokens = most;
     else
         admission->tokens += passed_ms * rate;
 }
 
-static uint64_t tokens_wait_ms(const bq_t *bq) {
-    uint64_t wait_ms = (TOKEN - bq->admission.tokens + bq->config.accept_rate - 1) / bq->config.accept_rate;
+static uint64_t tokens_wait_ms(const net_t *net) {
+    uint64_t wait_ms = (TOKEN - net->admission.tokens + net->broker.config.accept_rate - 1) / net->broker.config.accept_rate;
     return wait_ms > RATE_REST_MS ? wait_ms : RATE_REST_MS;
 }
 
-static bool token_there(const bq_t *bq) { return !bq->config.accept_rate || bq->admission.tokens >= TOKEN; }
+static bool token_there(const net_t *net) { return !net->broker.config.accept_rate || net->admission.tokens >= TOKEN; }
 
-static void token_take(bq_t *bq) {
-    if (bq->config.accept_rate) bq->admission.tokens -= TOKEN;
+static void token_take(net_t *net) {
+    if (net->broker.config.accept_rate) net->admission.tokens -= TOKEN;
 }
 
 /* ---- accepting ------------------------------------------------------------------------------------------------------- */
 
-static void listeners_watch(bq_t *bq, bool watch) {
-    const admission_t *admission = &bq->admission;
+static void listeners_watch(net_t *net, bool watch) {
+    const admission_t *admission = &net->admission;
     for (uint32_t i = 0; i < admission->listener_count; i++)
-        poll_set(bq->poller, admission->listeners[i].fd, KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
+        poll_set(net->poller, admission->listeners[i].fd, KEY_LISTENER + i, watch ? 0 : POLL_READ, watch ? POLL_READ : 0);
 }
 
-static void rest(bq_t *bq, uint64_t for_ms) {
-    if (!bq->admission.resting) listeners_watch(bq, false);
-    bq->admission.resting = true;
-    core_timer_set(bq, &bq->admission.timer, for_ms);
+static void rest(net_t *net, uint64_t for_ms) {
+    if (!net->admission.resting) listeners_watch(net, false);
+    net->admission.resting = true;
+    timer_set(&net->broker, &net->admission.timer, for_ms);
 }
 
-void admission_listen(bq_t *bq, int fd, const transport_ops_t *transport) {
-    admission_t *admission = &bq->admission;
-    if (bq->stopping || admission->listener_count == LISTENERS_MAX || (transport->shakes && !bq->secure) ||
-        (!admission->resting && poll_set(bq->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
+void admission_listen(net_t *net, int fd, const transport_ops_t *transport) {
+    admission_t *admission = &net->admission;
+    if (net->broker.stopping || admission->listener_count == LISTENERS_MAX || (transport->shakes && !net->secure) ||
+        (!admission->resting && poll_set(net->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
         close(fd);
         return;
     }
     admission->listeners[admission->listener_count++] = (listener_t){fd, transport};
 }
 
-void admission_unlisten(bq_t *bq) {
-    admission_t *admission = &bq->admission;
-    if (!admission->resting) listeners_watch(bq, false);
+void admission_unlisten(net_t *net) {
+    admission_t *admission = &net->admission;
+    if (!admission->resting) listeners_watch(net, false);
     for (uint32_t i = 0; i < admission->listener_count; i++) close(admission->listeners[i].fd);
     admission->listener_count = 0;
     admission->look = admission->resting = admission->exhausted = false;
-    wheel_remove(&bq->wheel, &admission->timer.wheel);
+    wheel_remove(&net->broker.wheel, &admission->timer.wheel);
 }
 
-void admission_timeout(bq_t *bq) { bq->admission.look = true; }
+void admission_timeout(net_t *net) { net->admission.look = true; }
 
-static void socket_options(bq_t *bq, int fd) {
-    int one = 1, send_bytes = (int)bq->config.send_buffer_bytes, recv_bytes = (int)bq->config.recv_buffer_bytes;
-    if (bq->config.tcp_nodelay) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+static void socket_options(net_t *net, int fd) {
+    int one = 1, send_bytes = (int)net->broker.config.send_buffer_bytes, recv_bytes = (int)net->broker.config.recv_buffer_bytes;
+    if (net->broker.config.tcp_nodelay) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (send_bytes) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
-    keepalive_socket(bq, fd);
+    keepalive_socket(net, fd);
     if (recv_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_bytes, sizeof recv_bytes);
 }
 
 /* Above max_connections: keep it just long enough to answer its HELLO. If there are too many of these too, close it at once. */
-static void turn_away(bq_t *bq, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
-    connection_t *connection = bq->refused_count < REFUSED_MAX ? connection_open(bq, transport, fd, peer, port, true) : NULL;
-    bq->stats.refused++;
+static void turn_away(net_t *net, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
+    connection_t *connection = net->refused_count < REFUSED_MAX ? connection_open(net, transport, fd, peer, port, true) : NULL;
+    net->broker.stats.refused++;
     if (!connection) {
         close(fd);
         return;
     }
-    socket_options(bq, fd);
+    socket_options(net, fd);
     connection->refused = true;
-    bq->refused_count++;
-    core_timer_set(bq, &connection->timer, REFUSED_MS);
+    net->refused_count++;
+    timer_set(&net->broker, &connection->timer, REFUSED_MS);
 }
 
-static void welcome(bq_t *bq, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
-    if (bq->open_count >= bq->config.max_connections) {
-        turn_away(bq, transport, fd, peer, port);
+static void welcome(net_t *net, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
+    if (net->open_count >= net->broker.config.max_connections) {
+        turn_away(net, transport, fd, peer, port);
         return;
     }
-    bool room = admission_make_room(bq, transport, peer, port);
-    connection_t *connection = room ? connection_open(bq, transport, fd, peer, port, false) : NULL;
+    bool room = admission_make_room(net, transport, peer, port);
+    connection_t *connection = room ? connection_open(net, transport, fd, peer, port, false) : NULL;
     if (!connection) {
-        bq->stats.refused += room; /* no memory for it */
+        net->broker.stats.refused += room; /* no memory for it */
         close(fd);
         return;
     }
-    token_take(bq); /* refused connections take no token, so a full address does not delay others */
-    socket_options(bq, fd);
-    bq->open_count++;
-    bq->stats.accepted++;
+    token_take(net); /* refused connections take no token, so a full address does not delay others */
+    socket_options(net, fd);
+    net->open_count++;
+    net->broker.stats.accepted++;
 }
 
 /* After descriptors ran out, check that one is free before accepting, because an accepted connection could only be closed. */
-static int accept_one(bq_t *bq, int listener, int64_t fd_end, uint8_t peer[16], uint16_t *port) {
-    const admission_t *admission = &bq->admission;
-    if (admission->exhausted && admission->error == EMFILE && !poll_descriptor_free(bq->poller, fd_end)) {
+static int accept_one(net_t *net, int listener, int64_t fd_end, uint8_t peer[16], uint16_t *port) {
+    const admission_t *admission = &net->admission;
+    if (admission->exhausted && admission->error == EMFILE && !poll_descriptor_free(net->poller, fd_end)) {
         errno = EMFILE;
         return BQ_E_SYSTEM;
     }
     int fd = poll_accept(listener, peer, port);
     if (fd < fd_end) return fd;
     close(fd);
-    bq->stats.refused_descriptors++;
+    net->broker.stats.refused_descriptors++;
     errno = EMFILE;
     return BQ_E_SYSTEM;
 }
 
 /* false: stop for now, the listeners rest. */
-static bool accept_from(bq_t *bq, const listener_t *listener, int64_t fd_end) {
+static bool accept_from(net_t *net, const listener_t *listener, int64_t fd_end) {
     for (uint32_t i = 0; i < ACCEPTS_MAX; i++) {
         uint8_t peer[16];
         uint16_t port;
-        if (!token_there(bq)) {
-            bq->stats.accept_rests++;
-            bq->admission.exhausted = false;
-            rest(bq, tokens_wait_ms(bq));
+        if (!token_there(net)) {
+            net->broker.stats.accept_rests++;
+            net->admission.exhausted = false;
+            rest(net, tokens_wait_ms(net));
             return false;
         }
-        int fd = accept_one(bq, listener->fd, fd_end, peer, &port);
+        int fd = accept_one(net, listener->fd, fd_end, peer, &port);
         if (fd >= 0) {
-            welcome(bq, listener->transport, fd, peer, port);
+            welcome(net, listener->transport, fd, peer, port);
             continue;
         }
         if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall rejected this one */
-        bq->admission.exhausted = true;
-        bq->admission.error = errno;
-        rest(bq, EXHAUSTED_REST_MS);
+        net->admission.exhausted = true;
+        net->admission.error = errno;
+        rest(net, EXHAUSTED_REST_MS);
         return false;
     }
     return true;
 }
 
 /* Try again while the event ring is full: the event that the listeners are open again must not be lost. */
-static void tell(bq_t *bq) {
-    admission_t *admission = &bq->admission;
-    if (admission->told == admission->exhausted || bq->stopping) return;
+static void tell(net_t *net) {
+    admission_t *admission = &net->admission;
+    if (admission->told == admission->exhausted || net->broker.stopping) return;
     bq_event_t event = {
         .type = BQ_EV_ACCEPT, .code = admission->exhausted, .value = admission->exhausted ? (uint64_t)admission->error : 0};
-    if (event_push(bq, &event)) admission->told = admission->exhausted;
+    if (event_push(&net->broker, &event)) admission->told = admission->exhausted;
 }
 
-static bool accept_all(bq_t *bq) {
-    admission_t *admission = &bq->admission;
+static bool accept_all(net_t *net) {
+    admission_t *admission = &net->admission;
     int64_t fd_end = poll_descriptors_end(DESCRIPTORS_SPARE);
-    tokens_fill(bq);
+    tokens_fill(net);
     uint32_t first = admission->first++;
     for (uint32_t i = 0; i < admission->listener_count; i++)
-        if (!accept_from(bq, &admission->listeners[(first + i) % admission->listener_count], fd_end)) return false;
+        if (!accept_from(net, &admission->listeners[(first + i) % admission->listener_count], fd_end)) return false;
     return true;
 }
 
-void admission_accept(bq_t *bq) {
-    admission_t *admission = &bq->admission;
+void admission_accept(net_t *net) {
+    admission_t *admission = &net->admission;
     if (admission->look && admission->listener_count) {
         admission->look = false;
-        if (accept_all(bq)) {
-            if (admission->resting) listeners_watch(bq, true);
+        if (accept_all(net)) {
+            if (admission->resting) listeners_watch(net, true);
             admission->resting = admission->exhausted = false;
-            wheel_remove(&bq->wheel, &admission->timer.wheel);
+            wheel_remove(&net->broker.wheel, &admission->timer.wheel);
         }
     }
-    tell(bq);
+    tell(net);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------------ */
 
-bool admission_init(bq_t *bq) {
-    admission_t *admission = &bq->admission;
+bool admission_init(net_t *net) {
+    admission_t *admission = &net->admission;
     uint32_t size = 2;
-    while (size < 2ull * bq->config.max_pending) size *= 2;
+    while (size < 2ull * net->broker.config.max_pending) size *= 2;
     admission->places = calloc(size, sizeof *admission->places);
     admission->places_mask = size - 1;
-    admission->key = bq->hash_key;
-    admission->tokens = (uint64_t)bq->config.accept_burst * TOKEN;
+    admission->key = net->broker.hash_key;
+    admission->tokens = (uint64_t)net->broker.config.accept_burst * TOKEN;
     admission->timer.kind = TIMER_ACCEPT;
     return admission->places != NULL;
 }
 
-void admission_release(bq_t *bq) { free(bq->admission.places); }
+void admission_release(net_t *net) { free(net->admission.places); }

@@ -24,7 +24,7 @@
 
 #define LISTENERS_MAX 16
 
-struct bq;
+struct net;
 struct connection;
 struct transport_ops;
 
@@ -57,24 +57,24 @@ typedef struct admission {
     hash_key_t key;
 } admission_t;
 
-bool admission_init(struct bq *bq); /* false: no memory */
-void admission_release(struct bq *bq);
+bool admission_init(struct net *net); /* false: no memory */
+void admission_release(struct net *net);
 
 /* Listeners. */
 /* The core owns fd from now on */
-void admission_listen(struct bq *bq, int fd, const struct transport_ops *transport);
-void admission_unlisten(struct bq *bq);
-void admission_timeout(struct bq *bq); /* the timer fired: check the backlog again */
-void admission_accept(struct bq *bq);  /* accept, at most ACCEPTS_MAX per listener; last step of a turn */
+void admission_listen(struct net *net, int fd, const struct transport_ops *transport);
+void admission_unlisten(struct net *net);
+void admission_timeout(struct net *net); /* the timer fired: check the backlog again */
+void admission_accept(struct net *net);  /* accept, at most ACCEPTS_MAX per listener; last step of a turn */
 static inline void admission_look(admission_t *admission) { admission->look = true; }
 static inline void admission_descriptor_freed(admission_t *admission) { admission->look |= admission->exhausted; }
 
 /* Connections that are not admitted. */
 /* Before a connection whose transport is this one; may close another. false: refused. */
-bool admission_make_room(struct bq *bq, const struct transport_ops *transport, const uint8_t peer[16], uint16_t port);
-void admission_enter(struct bq *bq, struct connection *connection);
-void admission_heard(struct bq *bq, struct connection *connection);    /* its HELLO is with Python */
-void admission_answered(struct bq *bq, struct connection *connection); /* Python has answered its HELLO */
-void admission_leave(struct bq *bq, struct connection *connection);    /* admitted or closed */
+bool admission_make_room(struct net *net, const struct transport_ops *transport, const uint8_t peer[16], uint16_t port);
+void admission_enter(struct net *net, struct connection *connection);
+void admission_heard(struct net *net, struct connection *connection);    /* its HELLO is with Python */
+void admission_answered(struct net *net, struct connection *connection); /* Python has answered its HELLO */
+void admission_leave(struct net *net, struct connection *connection);    /* admitted or closed */
 
 #endif

@@ -18,7 +18,7 @@
 
 #define KEEPALIVE_MIN_MS 1000u /* shortest interval that a client may request */
 
-struct bq;
+struct net;
 struct connection;
 
 typedef struct keepalive {
@@ -27,13 +27,13 @@ typedef struct keepalive {
     uint32_t watched_count;
 } keepalive_t;
 
-void keepalive_socket(struct bq *bq, int fd);                                            /* set the options of a new socket */
-void keepalive_promise(struct bq *bq, struct connection *connection, uint64_t asked_ms); /* requested in its HELLO */
-void keepalive_begin(struct bq *bq, struct connection *connection);                      /* it is admitted: its promise starts */
-void keepalive_due(struct bq *bq, struct connection *connection);                        /* its timer fired */
-void keepalive_watch(struct bq *bq, struct connection *connection);                      /* output was sent to it */
-void keepalive_unwatch(struct bq *bq, struct connection *connection);
-void keepalive_changed(struct bq *bq); /* the setting keepalive_ms has changed */
-void keepalive_look(struct bq *bq);    /* the core's timer fired */
+void keepalive_socket(struct net *net, int fd);                                            /* set the options of a new socket */
+void keepalive_promise(struct net *net, struct connection *connection, uint64_t asked_ms); /* requested in its HELLO */
+void keepalive_begin(struct net *net, struct connection *connection); /* it is admitted: its promise starts */
+void keepalive_due(struct net *net, struct connection *connection);   /* its timer fired */
+void keepalive_watch(struct net *net, struct connection *connection); /* output was sent to it */
+void keepalive_unwatch(struct net *net, struct connection *connection);
+void keepalive_changed(struct net *net); /* the setting keepalive_ms has changed */
+void keepalive_look(struct net *net);    /* the core's timer fired */
 
 #endif

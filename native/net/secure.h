@@ -30,7 +30,7 @@
 #define SECURE_EVENTS_PER_SECOND 50u   /* clients without rights must not keep Python busy */
 #define WORK_RECORD 24u                /* units of work for one record, and one more for each 64 bytes: see fair_share.h */
 
-struct bq;
+struct net;
 struct connection;
 
 /* The TLS part of a connection, from its first byte on. */
@@ -82,13 +82,13 @@ typedef struct secure_core {
 
 /* net/transport_secure.c */
 /* The core owns `context` from now on. */
-void secure_context(struct bq *bq, const bq_secure_ops_t *ops, void *context, bool tell);
-void secure_refused(struct bq *bq, const uint8_t peer[16], uint16_t port, bool address); /* a connection found no place */
-bool secure_late(struct bq *bq, struct connection *connection); /* its time to be admitted is over; false: no handshake runs */
-void secure_stepped(struct bq *bq, handshake_step_t *step);     /* the connection is back */
-void secure_turn(struct bq *bq);
-void secure_release(struct bq *bq); /* drops pending steps: after handshakes_stop, before connections are freed */
-void secure_free(struct bq *bq);    /* after that */
+void secure_context(struct net *net, const bq_secure_ops_t *ops, void *context, bool tell);
+void secure_refused(struct net *net, const uint8_t peer[16], uint16_t port, bool address); /* a connection found no place */
+bool secure_late(struct net *net, struct connection *connection); /* its time to be admitted is over; false: no handshake runs */
+void secure_stepped(struct net *net, handshake_step_t *step);     /* the connection is back */
+void secure_turn(struct net *net);
+void secure_release(struct net *net); /* drops pending steps: after handshakes_stop, before connections are freed */
+void secure_free(struct net *net);    /* after that */
 
 /* net/handshake.c */
 int handshakes_init(handshakes_t *handshakes, poll_wake_t *wake); /* BQ_OK or BQ_E_SYSTEM */

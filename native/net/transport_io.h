@@ -8,41 +8,41 @@
 #ifndef BQ_TRANSPORT_IO_H
 #define BQ_TRANSPORT_IO_H
 
-#include "core.h"
+#include "net/net.h"
 
 #include <sys/uio.h>
 
 /* Bytes to read at once. From an unadmitted client only its one frame is read; further input stays in the kernel until the
  * answer. Input for several subscribers is read in pieces that stay in the processor cache until they are sent to all of
  * them. */
-static inline uint32_t input_limit(const bq_t *bq, const connection_t *connection) {
-    if (BQ_UNLIKELY(connection->unadmitted)) return bq->config.max_frame_bytes_unauth + 4 - connection->in_size;
-    if (connection->heavy || connection->pending_commits) return READ_BYTES_HEAVY; /* unparsed input may have to wait */
-    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
-    if (!connection->last_topic || connection->last_topic->target_count <= 1) return bq->read_bytes;
-    return bq->read_bytes < READ_BYTES_FAN ? bq->read_bytes : READ_BYTES_FAN;
+static inline uint32_t input_limit(const net_t *net, const connection_t *connection) {
+    if (BQ_UNLIKELY(connection->unadmitted)) return net->broker.config.max_frame_bytes_unauth + 4 - connection->in_size;
+    if (connection->heavy || connection->client.pending_commits) return READ_BYTES_HEAVY; /* unparsed input may have to wait */
+    if (net->broker.config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
+    if (!connection->last_topic || connection->last_topic->target_count <= 1) return net->read_bytes;
+    return net->read_bytes < READ_BYTES_FAN ? net->read_bytes : READ_BYTES_FAN;
 }
 
 /* `got` new bytes follow `kept` earlier ones at `bytes`, which may be inside the connection's own buffer. */
-static inline void input_received(bq_t *bq, connection_t *connection, uint8_t *bytes, uint32_t kept, uint32_t got) {
-    input_process(bq, connection, bytes, kept + got);
+static inline void input_received(net_t *net, connection_t *connection, uint8_t *bytes, uint32_t kept, uint32_t got) {
+    input_process(net, connection, bytes, kept + got);
 }
 
-int output_gather_several(const bq_t *bq, const queue_t *queue, struct iovec *parts, uint64_t *bytes);
+int output_gather_several(const net_t *net, const queue_t *queue, struct iovec *parts, uint64_t *bytes);
 
 /* The next output, at most one batch: fills up to SEND_PARTS_MAX parts and *bytes, their sum. Returns the number of parts. */
-static inline int output_gather(const bq_t *bq, const connection_t *connection, struct iovec *parts, uint64_t *bytes) {
-    const queue_entry_t *head = connection->queue.head;
-    if (!head || head->next) return output_gather_several(bq, &connection->queue, parts, bytes);
+static inline int output_gather(const net_t *net, const connection_t *connection, struct iovec *parts, uint64_t *bytes) {
+    const queue_entry_t *head = connection->client.queue.head;
+    if (!head || head->next) return output_gather_several(net, &connection->client.queue, parts, bytes);
     parts[0] = (struct iovec){head->buffer->bytes + head->offset, head->size};
     *bytes = head->size;
     return 1;
 }
 
 /* The first `bytes` of the gathered output have left. */
-void output_sent(bq_t *bq, connection_t *connection, uint64_t bytes);
+void output_sent(net_t *net, connection_t *connection, uint64_t bytes);
 
 /* There is more to send. */
-static inline bool output_left(const connection_t *connection) { return connection->queue.head != NULL; }
+static inline bool output_left(const connection_t *connection) { return connection->client.queue.head != NULL; }
 
 #endif

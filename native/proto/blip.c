@@ -1,6 +1,6 @@
 /* proto/blip.c: BlipMQ's own protocol: requests from clients and answers to them. docs/PROTOCOL.md describes the frames. */
 #include "broker/commit.h"
-#include "core.h"
+#include "net/net.h"
 #include "proto/blip_codec.h"
 #include "proto/blip_fast.h"
 #include "proto/protocol.h"
@@ -17,49 +17,61 @@ static const uint16_t CODES[] = {
     [BQ_OUTCOME_TOO_LARGE] = 413,   [BQ_OUTCOME_LIMIT] = 429,     [BQ_OUTCOME_UNAVAILABLE] = 503,
 };
 
-static void reply(bq_t *bq, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size,
+static void reply(net_t *net, connection_t *connection, uint64_t seq, uint16_t code, const uint8_t *text, uint32_t text_size,
                   uint64_t id, const uint8_t *payload, uint32_t payload_size) {
-    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, payload_size));
-    if (out) output_push(bq, connection, frame_write_reply(out, seq, code, text, text_size, id, payload, payload_size));
+    uint8_t *out = output_reserve(net, connection, FRAME_REPLY_BYTES_MAX(text_size, payload_size));
+    if (out) output_push(net, connection, frame_write_reply(out, seq, code, text, text_size, id, payload, payload_size));
 }
 
-static void reply_text(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+static void reply_text(net_t *net, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
     if (!why) why = "";
-    reply(bq, connection, seq, CODES[outcome], (const uint8_t *)why, (uint32_t)strlen(why), 0, NULL, 0);
+    reply(net, connection, seq, CODES[outcome], (const uint8_t *)why, (uint32_t)strlen(why), 0, NULL, 0);
 }
 
-static void blip_welcome(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *text, uint32_t text_size) {
+static void blip_welcome(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *text, uint32_t text_size) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
     connection->hello = true;
-    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(text_size, 0));
-    if (out) output_push(bq, connection, frame_write_welcome(out, seq, text, text_size, connection->keepalive_ms));
+    uint8_t *out = output_reserve(net, connection, FRAME_REPLY_BYTES_MAX(text_size, 0));
+    if (out) output_push(net, connection, frame_write_welcome(out, seq, text, text_size, connection->keepalive_ms));
 }
 
-static void blip_subscribed(bq_t *bq, connection_t *connection, uint64_t seq, const uint8_t *filter, uint32_t size) {
-    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(size, sizeof "subscribed"));
-    if (out) output_push(bq, connection, frame_write_suback(out, seq, 0, filter, size, "subscribed"));
+static void blip_subscribed(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *filter, uint32_t size) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
+    uint8_t *out = output_reserve(net, connection, FRAME_REPLY_BYTES_MAX(size, sizeof "subscribed"));
+    if (out) output_push(net, connection, frame_write_suback(out, seq, 0, filter, size, "subscribed"));
 }
 
-static void blip_published(bq_t *bq, connection_t *connection, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+static void blip_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
     if (!connection->hello) return;
-    uint8_t *out = output_reserve(bq, connection, FRAME_REPLY_BYTES_MAX(0, 0));
-    if (out) output_push(bq, connection, frame_write_published(out, seq, id, subscriptions));
+    uint8_t *out = output_reserve(net, connection, FRAME_REPLY_BYTES_MAX(0, 0));
+    if (out) output_push(net, connection, frame_write_published(out, seq, id, subscriptions));
 }
 
-static void blip_answer(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
-    if (connection->hello) reply_text(bq, connection, seq, outcome, why);
+static void blip_answer(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
+    if (connection->hello) reply_text(net, connection, seq, outcome, why);
 }
 
 /* Clients that sent HELLO get a Reply. A client of version 1.0.0 can only be closed, which the broker logs in one line. */
-static void blip_refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+static void blip_refuse(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
     if (connection->hello)
-        reply_text(bq, connection, seq, outcome, why);
+        reply_text(net, connection, seq, outcome, why);
     else
-        connection_close(bq, connection, BQ_CLOSE_FRAME, why);
+        connection_close(net, connection, BQ_CLOSE_FRAME, why);
 }
 
 /* A Reply that answers no request. Its payload is the filter; for a group also a line end and the group. */
-static void blip_ended(bq_t *bq, connection_t *connection, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
+static void blip_ended(broker_t *broker, client_t *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                        uint32_t group_size) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
     uint8_t what[TOPIC_BYTES_MAX + 1 + GROUP_BYTES_TOLD], text[sizeof ENDED_TEXT + TOPIC_BYTES_MAX];
     const uint32_t opening = (uint32_t)sizeof ENDED_TEXT - 1;
     uint32_t size = filter_size;
@@ -73,12 +85,14 @@ static void blip_ended(bq_t *bq, connection_t *connection, const uint8_t *filter
         memcpy(what + size, group, group_size);
         size += group_size;
     }
-    reply(bq, connection, 0, CODES[BQ_OUTCOME_ENDED], text, opening + filter_size, 0, what, size);
+    reply(net, connection, 0, CODES[BQ_OUTCOME_ENDED], text, opening + filter_size, 0, what, size);
 }
 
-static void blip_forward(bq_t *bq, connection_t *connection, const bq_command_t *command, const uint8_t *text, uint32_t text_size,
+static void blip_forward(broker_t *broker, client_t *client, const bq_command_t *command, const uint8_t *text, uint32_t text_size,
                          const uint8_t *data, uint32_t data_size) {
-    reply(bq, connection, command->seq, command->code, text, text_size, command->value, data, data_size);
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
+    reply(net, connection, command->seq, command->code, text, text_size, command->value, data, data_size);
 }
 
 /* ---- requests ------------------------------------------------------------------------------------------------------ */
@@ -87,38 +101,30 @@ static void blip_forward(bq_t *bq, connection_t *connection, const bq_command_t 
  * later. A frame that closes its connection is TAKEN; the loop checks the state. */
 enum frame_outcome { FRAME_TAKEN, FRAME_PUBLISHED, FRAME_KEPT };
 
-static enum frame_outcome refuse(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
-    blip_refuse(bq, connection, seq, outcome, why);
+static enum frame_outcome refuse(net_t *net, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    blip_refuse(&net->broker, &connection->client, seq, outcome, why);
     return FRAME_TAKEN;
 }
 
 /* After such a frame the stream is not usable, or the frame exceeds a limit. Both end the connection. */
-static void refuse_and_close(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, uint8_t close_code,
+static void refuse_and_close(net_t *net, connection_t *connection, uint64_t seq, enum bq_outcome outcome, uint8_t close_code,
                              const char *why) {
     if (connection->hello) {
-        reply_text(bq, connection, seq, outcome, why);
-        connection_finish(bq, connection, close_code, why);
+        reply_text(net, connection, seq, outcome, why);
+        connection_finish(net, connection, close_code, why);
     } else {
-        connection_close(bq, connection, close_code, why);
+        connection_close(net, connection, close_code, why);
     }
 }
 
-static enum frame_outcome bad_frame(bq_t *bq, connection_t *connection, uint64_t seq, int error) {
-    bq->stats.frames_bad++;
+static enum frame_outcome bad_frame(net_t *net, connection_t *connection, uint64_t seq, int error) {
+    net->broker.stats.frames_bad++;
     const char *why = frame_error(error);
     if (frame_error_is_fatal(error))
-        refuse_and_close(bq, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
+        refuse_and_close(net, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
     else
-        refuse(bq, connection, seq, BQ_OUTCOME_INVALID, why);
+        refuse(net, connection, seq, BQ_OUTCOME_INVALID, why);
     return FRAME_TAKEN;
-}
-
-static void wait_for_wal(bq_t *bq, connection_t *connection) {
-    connection->pause |= PAUSE_WAL;
-    if (connection->wal_waiting) return;
-    connection->wal_waiting = true;
-    connection->wal_next = bq->wal_waiters;
-    bq->wal_waiters = connection;
 }
 
 static message_t message_of(const bq_view_t *view) {
@@ -132,87 +138,87 @@ static message_t message_of(const bq_view_t *view) {
 /* QoS 1: write the publish to the WAL. commit.c sends the Reply when it is on disk. A publish of a legacy client is stored
  * the same way, without an answer. The cost of its later dispatch counts for its publisher's share now; counted later, it
  * would delay all other commits. */
-static enum frame_outcome publish_durably(bq_t *bq, connection_t *connection, topic_t *topic, const bq_view_t *view) {
+static enum frame_outcome publish_durably(net_t *net, connection_t *connection, topic_t *topic, const bq_view_t *view) {
     const char *why;
-    if (route_ready(bq->routes, topic, share_units(bq)) == ROUTE_LATER) {
-        connection->pause |= PAUSE_SHARE;
+    if (route_ready(net->broker.routes, topic, share_units(&net->broker)) == ROUTE_LATER) {
+        connection->client.pause |= PAUSE_SHARE;
         return FRAME_KEPT;
     }
-    bq->stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->consumer_count * WORK_DELIVERY;
-    if (bq->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(bq, topic, view->payload_size))
-        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
+    net->broker.stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->consumer_count * WORK_DELIVERY;
+    if (net->broker.config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(&net->broker, topic, view->payload_size))
+        return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
                       "a subscriber's queue is full and the policy is block: try again later");
     const message_t message = message_of(view);
-    switch (commit_publish(bq, connection, view->seq, &message, &why)) {
+    switch (commit_publish(&net->broker, &connection->client, view->seq, &message, &why)) {
     case COMMIT_PENDING: return FRAME_TAKEN;
-    case COMMIT_LATER: wait_for_wal(bq, connection); return FRAME_KEPT;
-    default: return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
+    case COMMIT_LATER: commit_wait(&net->broker, &connection->client); return FRAME_KEPT;
+    default: return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
     }
 }
 
-static NOINLINE enum frame_outcome not_published(bq_t *bq, connection_t *connection, const bq_view_t *view,
+static NOINLINE enum frame_outcome not_published(net_t *net, connection_t *connection, const bq_view_t *view,
                                                  enum publish_outcome outcome, wait_list_t *blocker) {
     if (outcome == PUBLISH_NO_MEMORY)
-        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
+        return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
     if (outcome == PUBLISH_LATER)
-        connection->pause |= PAUSE_SHARE;
+        connection->client.pause |= PAUSE_SHARE;
     else
-        wait_begin(bq, blocker, connection);
+        wait_begin(&net->broker, blocker, &connection->client);
     return FRAME_KEPT;
 }
 
-static enum frame_outcome request_publish(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+static enum frame_outcome request_publish(net_t *net, connection_t *connection, const bq_view_t *view) {
     int error = 0;
-    topic_t *topic = publish_topic(bq, connection->last_topic, view->topic, view->topic_size, &error);
+    topic_t *topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
     if (BQ_UNLIKELY(!topic)) {
         if (error == BQ_E_MEMORY)
-            return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
-        return bad_frame(bq, connection, view->seq, error);
+            return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
+        return bad_frame(net, connection, view->seq, error);
     }
     connection->last_topic = topic;
-    if (BQ_UNLIKELY(connection->acl != NULL) && !acl_allow(connection->acl, topic)) {
-        bq->stats.publishes_not_allowed++;
-        return refuse(bq, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
+    if (BQ_UNLIKELY(connection->client.acl != NULL) && !acl_allow(connection->client.acl, topic)) {
+        net->broker.stats.publishes_not_allowed++;
+        return refuse(net, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
     }
-    if (BQ_UNLIKELY(view->qos && (bq->wal || connection->hello))) return publish_durably(bq, connection, topic, view);
-    if (BQ_UNLIKELY(connection->pending_commits)) {
-        if (!commit_follow_room(bq, connection)) {
-            connection->pause |= PAUSE_UNCOMMITTED;
+    if (BQ_UNLIKELY(view->qos && (net->broker.wal || connection->hello))) return publish_durably(net, connection, topic, view);
+    if (BQ_UNLIKELY(connection->client.pending_commits)) {
+        if (!commit_follow_room(&net->broker, &connection->client)) {
+            connection->client.pause |= PAUSE_UNCOMMITTED;
             return FRAME_KEPT;
         }
         const message_t message = message_of(view);
-        if (commit_follow(bq, connection, &message)) return FRAME_TAKEN;
-        return refuse(bq, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
+        if (commit_follow(&net->broker, &connection->client, &message)) return FRAME_TAKEN;
+        return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
     }
     wait_list_t *blocker = NULL;
-    enum publish_outcome outcome = publish(bq, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
-    return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED : not_published(bq, connection, view, outcome, blocker);
+    enum publish_outcome outcome = publish(&net->broker, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
+    return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED : not_published(net, connection, view, outcome, blocker);
 }
 
 /* Pass a request to Python and stop this connection's input until the answer. */
-static enum frame_outcome ask(bq_t *bq, connection_t *connection, bq_event_t *event) {
+static enum frame_outcome ask(net_t *net, connection_t *connection, bq_event_t *event) {
     /* An event that never fits into the ring would be retried without end. */
     if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
-        return refuse(bq, connection, event->seq, BQ_OUTCOME_INVALID,
+        return refuse(net, connection, event->seq, BQ_OUTCOME_INVALID,
                       "client_id, api_key, group and the request of INFO or ADMIN may have at most 4 KiB each");
-    event->conn = connection->handle;
+    event->conn = connection->client.handle;
     event->flags |= (connection->hello ? 0 : BQ_EV_LEGACY) | (connection->trusted ? BQ_EV_TRUSTED : 0);
     memcpy(event->peer, connection->peer, sizeof event->peer);
     event->peer_port = connection->peer_port;
-    if (!event_push(bq, event)) {
-        connection->pause |= PAUSE_EVENTS;
-        event_retry(bq, connection);
+    if (!event_push(&net->broker, event)) {
+        connection->client.pause |= PAUSE_EVENTS;
+        net_retry_later(net, connection);
         return FRAME_KEPT;
     }
     connection->known = true;
-    connection->pause |= PAUSE_ANSWER;
+    connection->client.pause |= PAUSE_ANSWER;
     return FRAME_TAKEN;
 }
 
-static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+static enum frame_outcome request_hello(net_t *net, connection_t *connection, const bq_view_t *view) {
     if (connection->refused) {
         connection->hello = true;
-        refuse_and_close(bq, connection, view->seq, BQ_OUTCOME_LIMIT, BQ_CLOSE_REFUSED,
+        refuse_and_close(net, connection, view->seq, BQ_OUTCOME_LIMIT, BQ_CLOSE_REFUSED,
                          "too many connections: server.max_connections is reached");
         return FRAME_TAKEN;
     }
@@ -223,16 +229,16 @@ static enum frame_outcome request_hello(bq_t *bq, connection_t *connection, cons
                         .text_size = view->client_id_size,
                         .data = view->api_key,
                         .data_size = view->api_key_size};
-    enum frame_outcome outcome = ask(bq, connection, &event);
-    keepalive_promise(bq, connection, view->keepalive_ms);
-    if (connection->pause & PAUSE_ANSWER) admission_heard(bq, connection);
+    enum frame_outcome outcome = ask(net, connection, &event);
+    keepalive_promise(net, connection, view->keepalive_ms);
+    if (connection->client.pause & PAUSE_ANSWER) admission_heard(net, connection);
     return outcome;
 }
 
-static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, const bq_view_t *view) {
-    int error = levels_check(view->topic, view->topic_size, bq->config.max_topic_levels);
-    if (error) return bad_frame(bq, connection, view->seq, error);
-    return ask(bq, connection,
+static enum frame_outcome request_subscribe(net_t *net, connection_t *connection, const bq_view_t *view) {
+    int error = levels_check(view->topic, view->topic_size, net->broker.config.max_topic_levels);
+    if (error) return bad_frame(net, connection, view->seq, error);
+    return ask(net, connection,
                &(bq_event_t){.type = BQ_EV_SUB,
                              .seq = view->seq,
                              .value = view->qos,
@@ -243,27 +249,27 @@ static enum frame_outcome request_subscribe(bq_t *bq, connection_t *connection, 
                              .data_size = view->group_size});
 }
 
-static enum frame_outcome request_json(bq_t *bq, connection_t *connection, const bq_view_t *view, uint16_t type) {
+static enum frame_outcome request_json(net_t *net, connection_t *connection, const bq_view_t *view, uint16_t type) {
     if (!connection->hello) return FRAME_TAKEN; /* a legacy client cannot be answered */
-    return ask(bq, connection,
+    return ask(net, connection,
                &(bq_event_t){.type = type, .seq = view->seq, .data = view->payload, .data_size = view->payload_size});
 }
 
-static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_view_t *view) {
+static enum frame_outcome request(net_t *net, connection_t *connection, const bq_view_t *view) {
     if (!connection->admitted && view->action != FRAME_HELLO) {
-        connection_close(bq, connection, BQ_CLOSE_UNAUTH, "a command before HELLO: authentication is required");
+        connection_close(net, connection, BQ_CLOSE_UNAUTH, "a command before HELLO: authentication is required");
         return FRAME_TAKEN;
     }
     if (connection->refused && view->action != FRAME_HELLO) {
-        connection_close(bq, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
+        connection_close(net, connection, BQ_CLOSE_REFUSED, "too many connections: server.max_connections is reached");
         return FRAME_TAKEN;
     }
     switch (view->action) {
-    case FRAME_PUB: return request_publish(bq, connection, view);
-    case FRAME_HELLO: return request_hello(bq, connection, view);
-    case FRAME_SUB: return request_subscribe(bq, connection, view);
+    case FRAME_PUB: return request_publish(net, connection, view);
+    case FRAME_HELLO: return request_hello(net, connection, view);
+    case FRAME_SUB: return request_subscribe(net, connection, view);
     case FRAME_UNSUB:
-        return ask(bq, connection,
+        return ask(net, connection,
                    &(bq_event_t){.type = BQ_EV_UNSUB,
                                  .seq = view->seq,
                                  .flags = view->keep_durable ? BQ_EV_KEEP : 0,
@@ -271,18 +277,18 @@ static enum frame_outcome request(bq_t *bq, connection_t *connection, const bq_v
                                  .text_size = view->topic_size,
                                  .data = view->group,
                                  .data_size = view->group_size});
-    case FRAME_INFO: return request_json(bq, connection, view, BQ_EV_INFO);
-    case FRAME_ADMIN: return request_json(bq, connection, view, BQ_EV_ADMIN);
-    case FRAME_PING: blip_answer(bq, connection, view->seq, BQ_OUTCOME_DONE, NULL); return FRAME_TAKEN;
-    case FRAME_ACK: consumer_ack(bq, connection, view->seq); return FRAME_TAKEN;
-    default: connection_input_ended(bq, connection, BQ_CLOSE_QUIT); return FRAME_TAKEN;
+    case FRAME_INFO: return request_json(net, connection, view, BQ_EV_INFO);
+    case FRAME_ADMIN: return request_json(net, connection, view, BQ_EV_ADMIN);
+    case FRAME_PING: blip_answer(&net->broker, &connection->client, view->seq, BQ_OUTCOME_DONE, NULL); return FRAME_TAKEN;
+    case FRAME_ACK: consumer_ack(&net->broker, &connection->client, view->seq); return FRAME_TAKEN;
+    default: connection_input_ended(net, connection, BQ_CLOSE_QUIT); return FRAME_TAKEN;
     }
 }
 
 /* true: the last publish of this connection has joined the open run, and more may join it. */
-static inline bool may_join_run(const bq_t *bq, const connection_t *connection) {
-    return bq->open.run.count && bq->open.topic == connection->last_topic && connection->state == CONNECTION_OPEN &&
-           !connection->pause;
+static inline bool may_join_run(const net_t *net, const connection_t *connection) {
+    return net->broker.open.run.count && net->broker.open.topic == connection->last_topic &&
+           connection->state == CONNECTION_OPEN && !connection->client.pause;
 }
 
 /* A quick check whether the next frame may be similar, because a full comparison costs time if it is not. Topics usually
@@ -292,57 +298,59 @@ static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t 
     return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
 }
 
-static NOINLINE void share_used_up(bq_t *bq, connection_t *connection) {
-    connection->pause |= PAUSE_SHARE;
-    bq->stats.share_stops++;
+static NOINLINE void share_used_up(net_t *net, connection_t *connection) {
+    connection->client.pause |= PAUSE_SHARE;
+    net->broker.stats.share_stops++;
 }
 
 /* Process the frame at the front of `size` bytes, and similar ones after it. Returns the bytes taken; 0: parse it again
  * later. */
-static uint32_t frames(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
+static uint32_t frames(net_t *net, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
     bq_view_t view;
     int error = frame_verify(bytes + 4, body_size, &view);
     /* A publish's topic is checked when it enters the topic cache. All other requests are checked here. */
     if (BQ_LIKELY(!error) && view.action != FRAME_PUB) error = frame_check_fields(&view);
     if (BQ_UNLIKELY(error)) {
-        bad_frame(bq, connection, view.seq, error);
+        bad_frame(net, connection, view.seq, error);
         return 4 + body_size;
     }
-    enum frame_outcome outcome = request(bq, connection, &view);
+    enum frame_outcome outcome = request(net, connection, &view);
     if (outcome == FRAME_KEPT) return 0; /* it is parsed again later, and counted then */
-    bq->stats.frames_in++;
-    if (outcome != FRAME_PUBLISHED || !followed_alike(bytes, size, 4 + body_size, &view) || !may_join_run(bq, connection))
+    net->broker.stats.frames_in++;
+    if (outcome != FRAME_PUBLISHED || !followed_alike(bytes, size, 4 + body_size, &view) || !may_join_run(net, connection))
         return 4 + body_size;
-    return 4 + body_size + blip_fast_path(bq, bytes, size, bq->config.max_frame_bytes, &view);
+    return 4 + body_size + blip_fast_path(net, bytes, size, net->broker.config.max_frame_bytes, &view);
 }
 
-static void too_large(bq_t *bq, connection_t *connection, uint32_t size) {
-    bq->stats.frames_bad++;
+static void too_large(net_t *net, connection_t *connection, uint32_t size) {
+    net->broker.stats.frames_bad++;
     const char *why =
         size == 0 ? "a frame of length 0" : "a frame longer than server.max_message_size_bytes allows, or another protocol";
     if (size == 0)
-        refuse_and_close(bq, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
+        refuse_and_close(net, connection, 0, BQ_OUTCOME_INVALID, BQ_CLOSE_FRAME, why);
     else
-        refuse_and_close(bq, connection, 0, BQ_OUTCOME_TOO_LARGE, BQ_CLOSE_TOO_LARGE, why);
+        refuse_and_close(net, connection, 0, BQ_OUTCOME_TOO_LARGE, BQ_CLOSE_TOO_LARGE, why);
 }
 
 /* Take whole frames from the front of the input. Returns the bytes taken. */
-static uint32_t blip_parse(bq_t *bq, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+static uint32_t blip_parse(broker_t *broker, client_t *client, const uint8_t *bytes, uint32_t size) {
+    net_t *net = net_of(broker);
+    connection_t *connection = connection_of(client);
     uint32_t at = 0;
     bool welcome = connection->admitted && !connection->refused;
-    uint32_t limit = welcome ? bq->config.max_frame_bytes : bq->config.max_frame_bytes_unauth;
-    while (size - at >= 4 && !connection->pause && connection->state == CONNECTION_OPEN) {
+    uint32_t limit = welcome ? net->broker.config.max_frame_bytes : net->broker.config.max_frame_bytes_unauth;
+    while (size - at >= 4 && !connection->client.pause && connection->state == CONNECTION_OPEN) {
         uint32_t body_size = load_be32(bytes + at);
         if (BQ_UNLIKELY(body_size == 0 || body_size > limit)) {
-            too_large(bq, connection, body_size);
+            too_large(net, connection, body_size);
             break;
         }
         if (size - at - 4 < body_size) break;
-        uint32_t taken = frames(bq, connection, bytes + at, size - at, body_size);
+        uint32_t taken = frames(net, connection, bytes + at, size - at, body_size);
         if (!taken) break;
         at += taken;
-        bq->stats.work += WORK_FRAME;
-        if (BQ_UNLIKELY(work_done(bq) >= bq->share.stop)) share_used_up(bq, connection);
+        net->broker.stats.work += WORK_FRAME;
+        if (BQ_UNLIKELY(work_done(&net->broker) >= net->broker.work_stop)) share_used_up(net, connection);
     }
     return at;
 }

@@ -2,7 +2,7 @@
  *
  * Invariant: the output is the same, byte for byte, as after parsing each publish.
  */
-#include "core.h"
+#include "net/net.h"
 #include "proto/blip_codec.h"
 #include "proto/blip_fast.h"
 
@@ -98,21 +98,22 @@ static NOINLINE bool model_resize(publish_model_t *model, const uint8_t *frame, 
 
 /* Most publishers send many messages in a row that differ only in the payload. When the first one has been parsed and has
  * joined the open run, the next ones are only compared with it and join the same way. */
-NOINLINE uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max, const bq_view_t *view) {
+NOINLINE uint32_t blip_fast_path(net_t *net, const uint8_t *first, uint32_t size, uint32_t frame_bytes_max,
+                                 const bq_view_t *view) {
     enum frame_payload place = frame_payload_place(first + 4, view);
     if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
     publish_model_t model = model_of(first, view, place);
-    queue_run_t *run = &bq->open.run;
-    const uint32_t prefix_size = bq->open.topic->header_size, count_max = bq->open.count_max - run->count;
+    queue_run_t *run = &net->broker.open.run;
+    const uint32_t prefix_size = net->broker.open.topic->header_size, count_max = net->broker.open.count_max - run->count;
     const uint32_t buffer_room = run->buffer->capacity - run->buffer->used;
     if (buffer_room < SLACK) return 0;
-    uint32_t room = bq->open.size_max - run->size;
+    uint32_t room = net->broker.open.size_max - run->size;
     if (room > buffer_room - SLACK) room = buffer_room - SLACK;
 
     /* The header is a copy of the first one's. Only the id differs, and the lengths if the size differs. */
     uint8_t *const begin = run->buffer->bytes + run->buffer->used, *const prefix = begin - model.payload_size - prefix_size;
     const uint8_t *const end = first + size;
-    const uint64_t first_id = bq->next_message_id;
+    const uint64_t first_id = net->broker.next_message_id;
     piece_t head[BLOCK_PIECES], opening[BLOCK_PIECES];
     head_load(head, &model);
     block_load(opening, prefix);
@@ -138,12 +139,12 @@ NOINLINE uint32_t blip_fast_path(bq_t *bq, const uint8_t *first, uint32_t size, 
         frame += model.size;
     }
     uint32_t bytes = (uint32_t)(out - begin);
-    buffer_commit(&bq->buffers, bytes);
+    buffer_commit(&net->broker.buffers, bytes);
     run->size += bytes;
     run->count += count;
-    bq->next_message_id += count;
-    bq->stats.published += count;
-    bq->stats.published_bytes += bytes - (uint64_t)count * prefix_size;
-    bq->stats.frames_in += count;
+    net->broker.next_message_id += count;
+    net->broker.stats.published += count;
+    net->broker.stats.published_bytes += bytes - (uint64_t)count * prefix_size;
+    net->broker.stats.frames_in += count;
     return (uint32_t)(frame - first) - load_be32(first) - 4;
 }

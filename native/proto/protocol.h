@@ -9,30 +9,30 @@
 
 #include "base/bytes.h"
 
-struct bq;
-struct connection;
+struct broker;
+struct client;
 
 typedef struct protocol_ops {
     const char *name;
 
     /* Take whole frames from the front of the input. Returns the bytes taken. No frame is taken while the connection is
      * paused. */
-    uint32_t (*parse)(struct bq *bq, struct connection *connection, const uint8_t *bytes, uint32_t size);
+    uint32_t (*parse)(struct broker *broker, struct client *client, const uint8_t *bytes, uint32_t size);
 
     /* Answers. Each is appended to the connection's queue. `seq` is the number of the request; 0: there was no request. */
-    void (*welcome)(struct bq *bq, struct connection *connection, uint64_t seq, const uint8_t *text, uint32_t text_size);
-    void (*subscribed)(struct bq *bq, struct connection *connection, uint64_t seq, const uint8_t *filter, uint32_t size);
+    void (*welcome)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *text, uint32_t text_size);
+    void (*subscribed)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *filter, uint32_t size);
     /* A QoS 1 publish is on disk for this number of subscriptions. */
-    void (*published)(struct bq *bq, struct connection *connection, uint64_t seq, uint64_t id, uint64_t subscriptions);
+    void (*published)(struct broker *broker, struct client *client, uint64_t seq, uint64_t id, uint64_t subscriptions);
     /* Any other outcome. A client whose protocol version has no such answer gets none. `why` may be NULL. */
-    void (*answer)(struct bq *bq, struct connection *connection, uint64_t seq, enum bq_outcome outcome, const char *why);
+    void (*answer)(struct broker *broker, struct client *client, uint64_t seq, enum bq_outcome outcome, const char *why);
     /* The same, but a client whose protocol version has no such answer is closed. */
-    void (*refuse)(struct bq *bq, struct connection *connection, uint64_t seq, enum bq_outcome outcome, const char *why);
+    void (*refuse)(struct broker *broker, struct client *client, uint64_t seq, enum bq_outcome outcome, const char *why);
     /* An operator ended its subscription. */
-    void (*ended)(struct bq *bq, struct connection *connection, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
+    void (*ended)(struct broker *broker, struct client *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                   uint32_t group_size);
     /* An answer from Python. Its code and texts belong to this protocol. */
-    void (*forward)(struct bq *bq, struct connection *connection, const bq_command_t *command, const uint8_t *text,
+    void (*forward)(struct broker *broker, struct client *client, const bq_command_t *command, const uint8_t *text,
                     uint32_t text_size, const uint8_t *data, uint32_t data_size);
 } protocol_ops_t;
 
