@@ -732,10 +732,11 @@ def test_metric_names_end_with_their_type_and_unit():
 
 
 def test_every_counter_of_the_core_is_exported():
-    used = {s.source.partition(".")[2] for metric in METRICS for s in metric.series if s.source.startswith("stats.")}
-    assert used == {
-        name for name in STATS_FIELDS if not name.startswith("secure_")
-    }  # no listener of a broker uses them
+    sources = {s.source for metric in METRICS for s in metric.series}
+    used = {source.partition(".")[2] for source in sources if source.startswith("stats.")}
+    tls = {"open": "connections", "pending": "pending"} | {n: f"handshakes.{n}" for n in ("done", "failed", "refused")}
+    assert {f"report.tls.{name}" for name in tls.values()} <= sources
+    assert used | {f"secure_{name}" for name in tls} == set(STATS_FIELDS)
 
 
 def test_a_core_counter_with_two_names_is_exported_under_both():

@@ -302,30 +302,6 @@ def test_a_sufficient_descriptor_limit_is_not_changed(monkeypatch):
     server.raise_descriptor_limit(Config())
 
 
-def test_tls_handshakes_need_additional_descriptors():
-    tls = {"server": {"tls_bind_addr": "127.0.0.1:0"}, "tls": {"cert_file": "c.pem", "key_file": "k.pem"}}
-    plain, secure = server.descriptors_needed(Config()), server.descriptors_needed(from_dict(tls))
-    assert secure == plain + Config().limits.max_pending
-
-
-@pytest.mark.parametrize(
-    ("hard", "way_out"),
-    [(2000, "set server.max_connections to 816."), (1100, "lower both.")],
-    ids=["enough", "too few"],
-)
-def test_with_tls_the_descriptor_error_names_the_handshakes(monkeypatch, hard, way_out):
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
-    monkeypatch.setattr(resource, "setrlimit", refuse_to_raise)
-    tls = {
-        "server": {"tls_bind_addr": "127.0.0.1:0", "max_connections": 1000},
-        "tls": {"cert_file": "c", "key_file": "k"},
-    }
-    with pytest.raises(ConfigError) as caught:
-        server.raise_descriptor_limit(from_dict(tls))
-    assert "max_connections = 1000 with limits.max_pending = 1024 for TLS needs 2184 open files" in str(caught.value)
-    assert str(caught.value).endswith(way_out)
-
-
 def refuse_to_raise(*_):
     raise ValueError("not allowed to raise maximum limit")
 

@@ -1,9 +1,8 @@
 """The event loop of a broker's own process, and the modules loaded for it.
 
-A plain broker needs little from its loop, because messages pass only through the core's thread. The loop of the
-standard library is sufficient and starts faster than uvloop. All bytes of TLS pass through the loop, so a broker with
-TLS uses uvloop.
-Invariant: with TLS configured, all its modules are loaded before the broker is ready, or the start fails.
+A broker needs little from its loop, because messages pass only through the core's thread. The loop of the standard library
+is sufficient and starts faster than uvloop.
+Invariant: with HTTPS configured, all its modules are loaded before the broker is ready, or the start fails.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ if TYPE_CHECKING:
     import asyncio
 
 
-def load_asyncio(tls: bool) -> None:
-    """Import asyncio; without `tls` it does not load `ssl`, which loads OpenSSL and takes a tenth of a start.
+def load_asyncio(https: bool) -> None:
+    """Import asyncio; without `https` it does not load `ssl`, which loads OpenSSL and takes a tenth of a start.
 
     To be called before any other import of asyncio. Does nothing if asyncio or ssl is already loaded.
     """
-    if tls or "ssl" in sys.modules or "asyncio" in sys.modules:
+    if https or "ssl" in sys.modules or "asyncio" in sys.modules:
         return
     # asyncio uses ssl if it is available, and works without it. None in sys.modules marks a module as missing; a later
     # import (a client in this process) loads it normally.
@@ -31,17 +30,10 @@ def load_asyncio(tls: bool) -> None:
         del sys.modules["ssl"]
 
 
-def new_loop(tls: bool) -> tuple[asyncio.AbstractEventLoop, str]:
-    """Return an event loop and its name: with `tls` uvloop's, if it is installed."""
+def new_loop() -> asyncio.AbstractEventLoop:
+    """The loop of a broker's process."""
     import asyncio
 
     if sys.platform == "win32":  # the default loop of Windows cannot watch a descriptor
-        return asyncio.SelectorEventLoop(), "asyncio"
-    if tls:
-        try:
-            import uvloop
-        except ImportError:
-            pass
-        else:
-            return uvloop.new_event_loop(), "uvloop"
-    return asyncio.new_event_loop(), "asyncio"
+        return asyncio.SelectorEventLoop()
+    return asyncio.new_event_loop()

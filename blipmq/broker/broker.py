@@ -44,6 +44,7 @@ from blipmq.native.events import (
     Info,
     Listed,
     Out,
+    Secured,
     SessionEnded,
     SessionExpired,
     SessionOver,
@@ -69,15 +70,12 @@ if TYPE_CHECKING:
     from blipmq.client.connection import StateCallback
     from blipmq.net.bind_retry import BindRetry
     from blipmq.net.tls import Tls
-    from blipmq.net.tls_connection import TlsConnection
     from blipmq.protocols.blip_admin import Operators
     from blipmq.sessions.end import End, SessionEnds
 
 TICK_SECONDS = 1.0
 # Added to the time for flushing: the core needs it to close all connections.
 STOP_GRACE_SECONDS = 5.0
-# The time that TLS clients have to read the last bytes and to close.
-STOP_TLS_SECONDS = 1.0
 
 
 class Broker:
@@ -146,7 +144,7 @@ class Broker:
                     else open_listener(bind_addr)
                 )
             if self.tls is not None:
-                await self.tls.listen(self._secured, bind_retry)
+                await self.tls.listen(core, bind_retry)
             clocks = ClockWatch(core.clock)
             clocks.look()
             core.start()
@@ -155,7 +153,7 @@ class Broker:
             if listener is not None:
                 listener.close()
             if self.tls is not None:
-                await self.tls.stop(0)
+                self.tls.stop()
             raise
         finally:
             self._starting = False
@@ -220,7 +218,7 @@ class Broker:
             flush_ms = self.config.limits.shutdown_timeout_ms if timeout_ms is None else timeout_ms
             self._core.unlisten()
             if self.tls is not None:
-                self.tls.unlisten()
+                self.tls.stop()
             if self._publisher is not None:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._publisher.drain(), flush_ms / 1000)
@@ -228,10 +226,7 @@ class Broker:
             # The core enforces the time limit itself. If it has not stopped after the grace period, that is an error
             # and is logged.
             self._timers.after("stop", flush_ms / 1000 + STOP_GRACE_SECONDS, self._stop_overdue)
-        unsent = await asyncio.shield(self._stopped)
-        if self.tls is not None:
-            await self.tls.stop(STOP_TLS_SECONDS)
-        return unsent
+        return await asyncio.shield(self._stopped)
 
     async def __aenter__(self) -> Broker:
         await self.start()
@@ -429,6 +424,7 @@ class Broker:
             SessionExpired: protocol.session_expired,
             SessionOver: protocol.session_over,
             Accepting: self._accepting,
+            Secured: self._secured,
             Stopped: self._has_stopped,
         }
 
@@ -455,12 +451,9 @@ class Broker:
         assert self._auth is not None
         return Operators(self._running(), self._auth, self._session_ends())
 
-    def _secured(self, connection: TlsConnection) -> None:
-        """Attach a TLS client whose handshake is done."""
-        if self._core is None or self._attached is None:
-            connection.abort()
-        else:
-            self._attached.serve(connection)
+    def _secured(self, event: Secured) -> None:
+        assert self.tls is not None
+        self.tls.secured(event)
 
     def _accepting(self, event: Accepting) -> None:
         assert self._status is not None

@@ -39,7 +39,7 @@ NEARLY_FULL = 0.9  # share of the memory budget; above it, the broker is degrade
 class Tls(Protocol):
     """The part of `blipmq.net.tls` that the status needs."""
 
-    def facts(self) -> dict[str, Any]: ...
+    def facts(self, counters: Counters) -> dict[str, Any]: ...
 
     def reasons(self) -> list[str]: ...
 
@@ -268,7 +268,7 @@ class Status:
             },
             "auth": self._auth_facts(),
             "log": self._wal.facts(counters) if self._wal else None,
-            "tls": self._tls.facts() if self._tls else None,
+            "tls": self._tls.facts(counters) if self._tls else None,
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }

@@ -165,7 +165,7 @@ def _start(path: str | None) -> int:
         loaded = _load(path, os.environ)
         from blipmq.base.loop import load_asyncio
 
-        load_asyncio(tls=bool(loaded.config.tls.cert_file))
+        load_asyncio(https=loaded.config.metrics.tls)
         from blipmq.service import server  # imported here because `check` and `version` need no event loop and no core
 
         return server.run(loaded, lambda: _load(path, os.environ))

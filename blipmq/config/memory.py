@@ -13,12 +13,12 @@ from blipmq.config.settings import KIB, MIB, Config
 # The interpreter with the modules of a plain broker, before the first connection (measured resident size, rounded up),
 # and the memory that keys add: their hash, and OpenSSL with it.
 INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
-# OpenSSL, its Python objects and uvloop, where [tls] is configured (measured, rounded up), and one TLS connection:
-# OpenSSL's state and one record, one read of ciphertext, and waiting output: the core's window and the transport's own.
-TLS_BYTES = 10 * MIB
-TLS_CONNECTION_BYTES = (32 + 64 + 256 + 256) * KIB
-# A pending handshake: OpenSSL's state and one read of ciphertext.
-TLS_HANDSHAKE_BYTES = (32 + 64) * KIB
+# OpenSSL and the core's buffers, where [tls] is configured (measured, rounded up), and one TLS connection: OpenSSL's state,
+# one record that has not come completely, and the ciphertext of one send.
+TLS_BYTES = 8 * MIB
+TLS_CONNECTION_BYTES = (28 + 17 + 112) * KIB
+# A pending handshake: OpenSSL's state, the read and the flight of one step.
+TLS_HANDSHAKE_BYTES = 64 * KIB
 # One idle connection in the core: slot, timer, poller.
 CONNECTION_BYTES = 1 * KIB
 # One subscription in the core: the filter and its place in the route table.

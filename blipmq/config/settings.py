@@ -452,8 +452,8 @@ class Limits(Section):
     )
     max_pending: int = key(
         1024,
-        "If keys are required: most connections that have not sent a valid HELLO; as many again may be in a TLS handshake. At "
-        "the limit, a new connection closes the longest-idle one.",
+        "Most connections that are not admitted yet: those in a TLS handshake and, if keys are required, those that have not "
+        "sent a valid HELLO. At the limit, a new connection closes the longest-idle one.",
         "connections",
         1,
         100_000,
@@ -470,7 +470,7 @@ class Limits(Section):
     )
     accept_rate: int = key(
         1000,
-        "Connections accepted per second at `server.bind_addr`; others wait in the system's backlog. 0: no limit.",
+        "Connections accepted per second; others wait in the system's backlog. 0: no limit.",
         "connections",
         0,
         1_000_000,

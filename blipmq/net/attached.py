@@ -1,4 +1,4 @@
-"""Connections whose bytes pass through Python: in-memory clients and TLS clients.
+"""Connections whose bytes pass through Python: in-memory clients.
 
 Invariant: each caller that attaches a connection gets one result: its handle, or that there is no room, or that the
 core stopped.
@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from blipmq.base.logs import Log
 from blipmq.config import memory
 from blipmq.config.settings import Config
 from blipmq.errors import TOO_MANY, BlipMQError, Disconnected, Refused
 from blipmq.native.core import Core
-from blipmq.native.events import Attached, Closed, CloseReason, Fed, Out
+from blipmq.native.events import Attached, Closed, Fed, Out
 from blipmq.net.memory_transport import MemoryTransport
-from blipmq.net.relay import Relay
-
-if TYPE_CHECKING:
-    from blipmq.net.tls_connection import TlsConnection
-
-# Why the core did not admit a TLS client after its handshake.
-NO_PLACE = "server.max_connections, limits.max_pending or limits.max_pending_per_address is reached"
 
 
 class AttachedConnections:
@@ -34,7 +26,7 @@ class AttachedConnections:
         self._config = config  # at the start: frame size and number of connections do not change while the core runs
         self._log = log
         self._loop = loop
-        self._transports: dict[int, MemoryTransport | Relay] = {}
+        self._transports: dict[int, MemoryTransport] = {}
         # called with the handle; 0: refused, None: stopped
         self._attaching: dict[int, Callable[[int | None], None]] = {}
         self._seq = 0
@@ -71,24 +63,6 @@ class AttachedConnections:
         protocol.connection_made(transport)
         transport.resume_reading()
         return transport
-
-    def serve(self, connection: TlsConnection) -> None:
-        """Attach a TLS client whose handshake is done: the core serves it like any other."""
-
-        def attached(conn: int | None) -> None:
-            if not conn:
-                why = "the broker stopped" if conn is None else NO_PLACE
-                self._log.warning("tls_refused", peer=connection.name, why=why)
-                connection.close()
-            elif connection.is_closing():
-                self._core.close(conn, CloseReason.EOF)
-            else:
-                relay = Relay(self._core, conn, memory.max_frame_bytes(self._config), self._loop)
-                self._transports[conn] = relay
-                connection.serve(relay)
-
-        passed_ms = int((self._loop.time() - connection.began_s) * 1000)
-        self._core.attach(self._attach(attached), peer=connection.peer, passed_ms=passed_ms)
 
     def stop(self) -> None:
         """The core has stopped: end all connections."""

@@ -1,27 +1,30 @@
 """The broker's certificate: reading, checking, using it for new connections, and reading it again when its files
 change.
 
-Invariant: `Certificates.context` always works: new files replace it completely or not at all. Private key and pass
-phrases stay inside OpenSSL; nothing here returns, logs or keeps a byte of them. Loaded only where TLS is configured,
-because `ssl` costs an idle broker three megabytes.
+Invariant: `Certificates.context` always works: new files replace it completely or not at all. Nothing here returns, logs or
+keeps a byte of the private key. Loaded only where TLS is configured, because OpenSSL costs an idle broker some megabytes.
 """
 
 from __future__ import annotations
 
+import binascii
 import calendar
 import os
-import ssl
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from blipmq.base.hardware import has_aes
 from blipmq.config.settings import Tls
 from blipmq.errors import ConfigError, FileUnusable
+from blipmq.native.tls import Part, TlsContext, TlsUnusable
+
+if TYPE_CHECKING:
+    import ssl
 
 FILE_BYTES_MAX = 1 << 20
 EXPIRES_SOON_SECONDS = 14 * 24 * 3600
-VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Certificate(NamedTuple):
@@ -107,7 +110,7 @@ def _common_name(name: bytes) -> str:
 
 
 def subject_of(peer: Mapping[str, Any] | None) -> str:
-    """The name of a verified peer, from `SSLObject.getpeercert`: the common name, else an alternative name."""
+    """The name of a verified peer over HTTPS, from `SSLObject.getpeercert`: the common name, else an alternative name."""
     if not peer:
         return ""
     names = {name: value for part in peer.get("subject", ()) for name, value in part}
@@ -126,11 +129,14 @@ class Certificates:
     """The loaded files of `[tls]`. Raises `ConfigError` that names the wrong file and the error.
 
     `warnings` are sentences about files that work but need attention. `problem` says why changed files were not loaded,
-    "" if the newest are in use. `clock` returns seconds since 1970.
+    "" if the newest are in use. `clock` returns seconds since 1970. With `https` the same files also make a context of the
+    module ssl, `https`.
     """
 
-    def __init__(self, settings: Tls, clock: Any = time.time) -> None:
+    def __init__(self, settings: Tls, clock: Any = time.time, https: bool = False) -> None:
+        self.https: ssl.SSLContext | None = None
         self._clock = clock
+        self._with_https = https
         self.problem = ""
         self.loads = self.refused = 0
         self._known: tuple[Any, ...] = ()  # stamps of the files last loaded or refused
@@ -164,8 +170,14 @@ class Certificates:
             self.refused += 1
         return True
 
+    def renew_tickets(self) -> None:
+        """Replace the context by one of the same files, whose session tickets have other keys."""
+        self.context: TlsContext = self.context.renewed()
+
     def _take(self, settings: Tls, stamps: tuple[Any, ...]) -> None:
         context, certificate, warnings = _load(settings, self._clock())
+        if self._with_https:
+            self.https = _https(settings)
         self._settings = settings
         self._known = self._seen = stamps
         self.context, self.certificate, self.warnings = context, certificate, warnings
@@ -185,30 +197,34 @@ def _stamps(settings: Tls) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _load(settings: Tls, now: float) -> tuple[ssl.SSLContext, Certificate, list[str]]:
+def _load(settings: Tls, now: float) -> tuple[TlsContext, Certificate, list[str]]:
     chain = _read("tls.cert_file", settings.cert_file, "-----BEGIN CERTIFICATE-----")
-    _read("tls.key_file", settings.key_file, "PRIVATE KEY-----")
-    certificate = _first(settings.cert_file, chain)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = VERSIONS[settings.min_version]
-    # Renegotiation would let a client make the broker sign repeatedly. Session tickets save that work for returning
-    # clients.
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    try:
-        context.load_cert_chain(settings.cert_file, settings.key_file, password=_refuse_pass_phrase)
-    except (OSError, ValueError) as error:
-        raise FileUnusable(_explained(settings, error)) from None
+    key = _read("tls.key_file", settings.key_file, "PRIVATE KEY-----")
+    client_ca = ""
     if settings.client_ca_file:
-        _read("tls.client_ca_file", settings.client_ca_file, "-----BEGIN CERTIFICATE-----")
-        try:
-            context.load_verify_locations(settings.client_ca_file)
-        except (OSError, ValueError) as error:
-            raise FileUnusable(
-                f"tls.client_ca_file: {settings.client_ca_file}: {_reason(error)}. "
-                "The file must hold the certificates of the authorities that signed the client certificates, in PEM."
-            ) from None
-        context.verify_mode = ssl.CERT_REQUIRED if settings.require_client_cert else ssl.CERT_OPTIONAL
+        client_ca = _read("tls.client_ca_file", settings.client_ca_file, "-----BEGIN CERTIFICATE-----")
+    certificate = _first(settings.cert_file, chain)
+    try:
+        context = TlsContext(
+            *(text.encode("latin-1") for text in (chain, key, client_ca)),
+            require_client_cert=settings.require_client_cert,
+            only_tls13=settings.min_version == "1.3",
+            chacha_first=not has_aes(),
+        )
+    except TlsUnusable as error:
+        raise FileUnusable(_explained(settings, error)) from None
     return context, certificate, list(_warnings(settings, certificate, now))
+
+
+def _https(settings: Tls) -> ssl.SSLContext:
+    from blipmq.net.https import context_of  # imported here because few brokers serve metrics over HTTPS
+
+    try:
+        return context_of(settings)
+    except (OSError, ValueError) as error:  # the files have changed again, or are not what this library takes
+        raise FileUnusable(
+            f"tls.cert_file: {settings.cert_file} with {settings.key_file}: metrics.tls cannot use them: {error}."
+        ) from None
 
 
 def _read(key: str, path: str, holds: str) -> str:
@@ -232,38 +248,33 @@ def _first(path: str, chain: str) -> Certificate:
     begin = chain.find(head)
     end = chain.find(tail, begin)
     try:
-        return read_certificate(ssl.PEM_cert_to_DER_cert(chain[begin : end + len(tail)] if end >= 0 else ""))
+        if end < 0:
+            raise ValueError("no end")
+        return read_certificate(binascii.a2b_base64(chain[begin + len(head) : end].encode("ascii")))
     except ValueError:
         raise FileUnusable(f"tls.cert_file: {path}: its first certificate is damaged. Copy the file again.") from None
 
 
-def _refuse_pass_phrase() -> str:
-    raise ValueError(
-        "the key is encrypted, but the broker cannot ask for a pass phrase; store the key without encryption"
-    )
-
-
-def _explained(settings: Tls, error: Exception) -> str:
-    reason = getattr(error, "reason", None) or ""
-    if reason == "KEY_VALUES_MISMATCH":
+def _explained(settings: Tls, error: TlsUnusable) -> str:
+    if error.part is Part.PAIR:
         return (
             f"tls.key_file: {settings.key_file} is not the key of the certificate in {settings.cert_file}. "
             "Set two files that belong together; in the first, the certificate comes before those of its issuers."
         )
-    if "pass phrase" in str(error):
+    if error.part is Part.KEY_ENCRYPTED:
         return (
-            f"tls.key_file: {settings.key_file}: {error}. "
+            f"tls.key_file: {settings.key_file}: the key is encrypted, but the broker cannot ask for a pass phrase. "
             "Decrypt it (`openssl pkey -in OLD -out NEW`), and make the file readable only for the broker's user."
         )
+    if error.part is Part.CLIENT_CA:
+        return (
+            f"tls.client_ca_file: {settings.client_ca_file}: {error.reason}. "
+            "The file must hold the certificates of the authorities that signed the client certificates, in PEM."
+        )
     return (
-        f"tls.cert_file: {settings.cert_file} with {settings.key_file}: {_reason(error)}. "
+        f"tls.cert_file: {settings.cert_file} with {settings.key_file}: {error.reason}. "
         "Check them with `openssl x509` and `openssl pkey`."
     )
-
-
-def _reason(error: Exception) -> str:
-    reason = getattr(error, "reason", None)
-    return str(reason).lower().replace("_", " ") if reason else str(error)
 
 
 def _warnings(settings: Tls, certificate: Certificate, now: float) -> Iterator[str]:

@@ -1,85 +1,98 @@
-"""TLS of a broker: its certificate, its listener, and the report about both.
+"""TLS of a broker: its certificate, its listener in the core, the log lines about its clients, and the report.
 
-Invariant: the certificate in use is the newest valid one. Created only where `[tls]` is configured.
+Invariant: the certificate in use is the newest valid one. New connections get it; open ones keep theirs. Created only where
+`[tls]` is configured.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from blipmq.base.logs import Log
-from blipmq.config.settings import Config, NetworkOptimizations
-from blipmq.net.admission import Bounds
+from blipmq.config.settings import Config
+from blipmq.native import tls as module
+from blipmq.native.core import Core
+from blipmq.native.events import Handshake, Secured
 from blipmq.net.certificate import EXPIRES_SOON_SECONDS, Certificates, date
-from blipmq.net.tls_connection import TlsConnection
-from blipmq.net.tls_listener import TlsListener
+from blipmq.net.listener import address_of, open_listener
+from blipmq.net.tls_reason import explain
 
 if TYPE_CHECKING:
     from blipmq.net.bind_retry import BindRetry
+
+KEY = "server.tls_bind_addr"
+# The keys that encrypt session tickets live as long as a context.
+TICKET_SECONDS = 12 * 3600
 
 
 class Tls:
     """TLS of one broker. Raises `ConfigError` if a file of `[tls]` cannot be used. `tick` is called once a second."""
 
     def __init__(self, config: Config, log: Log) -> None:
+        self.address = ""  # where it listens, with the real port; "" if it does not
+        self.certificates = Certificates(config.tls, https=config.metrics.tls)
         self._log = log
         self._config = config
-        self._pending_max = config.limits.max_pending  # fixed until a restart, as in the core
-        self._listener: TlsListener | None = None
-        self.certificates = Certificates(config.tls)
+        self._core: Core | None = None
+        self._given_s = 0.0  # when the core got its context
         self._tell()
 
     def __repr__(self) -> str:
-        return f"<Tls {self.certificates!r} {self._listener!r}>"
+        return f"<Tls {self.certificates!r} address={self.address or '-'}>"
 
-    async def listen(self, opened: Callable[[TlsConnection], None], bind_retry: BindRetry | None = None) -> None:
-        """Listen at `server.tls_bind_addr`, if it is not empty; with `bind_retry`, as soon as the address is available.
-        Raises `AddressInUse`, `NotAllowed` or `ConfigError`."""
+    # -- the listener
+
+    async def listen(self, core: Core, bind_retry: BindRetry | None = None) -> None:
+        """Let `core` listen at `server.tls_bind_addr`, if that is not empty; with `bind_retry`, as soon as the address is
+        available. Raises `AddressInUse`, `NotAllowed` or `ConfigError`."""
         bind_addr = self._config.server.tls_bind_addr
-        if bind_addr:
-            listener = TlsListener(
-                bind_addr,
-                "server.tls_bind_addr",
-                self.certificates,
-                opened,
-                self.bounds,
-                self._log,
-                socket_options=_socket_options(self._config.performance.network_optimizations),
-                keepalive_ms=lambda: self._config.server.keepalive_ms,
-            )
-            await listener.start(bind_retry)
-            self._listener = listener
+        if not bind_addr:
+            return
+        self._core = core
+        self._give()
+        if bind_retry is None:
+            await self._serve(open_listener(bind_addr, KEY))
+        elif listener := await bind_retry.open(KEY, bind_addr, self._serve):
+            await self._serve(listener)
 
-    def bounds(self) -> Bounds:
-        """The limits of handshakes: those of all connections before admission."""
-        limits = self._config.limits
-        return Bounds(self._pending_max, limits.max_pending_per_address, limits.hello_timeout_ms / 1000)
+    async def _serve(self, listener: socket.socket) -> None:
+        if self._core is None:  # the broker stopped meanwhile
+            listener.close()
+            return
+        self.address = address_of(listener)
+        self._core.listen(listener.detach(), secure=True)
 
-    def unlisten(self) -> None:
-        """Accept no more connections."""
-        if self._listener is not None:
-            self._listener.close()
+    def stop(self) -> None:
+        """Give no more contexts and listeners to the core."""
+        self._core = None
 
-    async def stop(self, seconds: float) -> None:
-        """Close all connections after their output is sent, at the latest after `seconds`."""
-        if self._listener is not None:
-            await self._listener.wait_closed(seconds)
+    def _give(self) -> None:
+        """New connections use the certificate that is in use now."""
+        if self._core is not None:
+            debug = self._config.logging.level == "debug"
+            self._core.secure(module.table(), self.certificates.context.share(), tell=debug)
+            self._given_s = time.monotonic()
+
+    # -- changes
 
     def apply(self, config: Config) -> None:
         """Use other files, or the same ones again. Raises `ConfigError` and changes nothing if they are invalid."""
         self.certificates.use(config.tls)
         self._config = config
+        self._give()
         self._tell()
 
     def tick(self) -> None:
-        """Load a changed certificate, and close connections whose client has vanished."""
-        if self._listener is not None:
-            self._listener.tick()
+        """Load a changed certificate, and replace the keys of tickets that are too old."""
         if self.certificates.look():
+            self._give()
             self._tell()
+        elif self._core is not None and time.monotonic() - self._given_s >= TICKET_SECONDS:
+            self.certificates.renew_tickets()
+            self._give()
 
     def _tell(self) -> None:
         files = self.certificates
@@ -97,22 +110,42 @@ class Tls:
         for warning in files.warnings:
             self._log.warning("tls_certificate_warning", warning=warning)
 
+    # -- the core's events
+
+    def secured(self, event: Secured) -> None:
+        """Log how a handshake ended."""
+        if event.result is Handshake.DONE:
+            write, facts = self._log.debug, {}
+            if event.certificate is not None:
+                write, facts = self._log.info, {"certificate": event.certificate}
+            write("tls", peer=event.peer, version=event.version, **facts)
+        elif event.result is Handshake.FAILED:
+            self._log.warning("tls_failed", peer=event.peer, error=explain(event.reason, event.detail))
+        elif event.result is Handshake.LATE:
+            self._log.warning("tls_failed", peer=event.peer, error=f"no handshake in {event.limit_ms / 1000:g} s")
+        else:
+            self._log.warning("tls_refused", peer=event.peer, why=self._why(event.result))
+
+    def _why(self, result: Handshake) -> str:
+        limits = self._config.limits
+        if result is Handshake.REFUSED_ADDRESS:
+            count = limits.max_pending_per_address
+            return f"limits.max_pending_per_address: {count} connections of its address are not admitted yet"
+        waiting = f"limits.max_pending: {limits.max_pending} connections are not admitted yet"
+        if result is Handshake.DISPLACED:
+            return f"{waiting}, and it was the slowest"
+        return f"{waiting}, and all wait for the broker"
+
     # -- report
 
-    @property
-    def address(self) -> str:
-        """The listening address with its real port; "" if it does not listen."""
-        return self._listener.address if self._listener is not None else ""
-
-    def facts(self) -> dict[str, Any]:
+    def facts(self, counters: Mapping[str, int]) -> dict[str, Any]:
         """The TLS part of INFO and the metrics."""
-        files, listener = self.certificates, self._listener
-        counts = listener.counts if listener is not None else {"done": 0, "failed": 0, "refused": 0}
+        files = self.certificates
         return {
             "address": self.address,
-            "connections": listener.open_count if listener is not None else 0,
-            "pending": listener.pending_count if listener is not None else 0,
-            "handshakes": dict(counts),
+            "connections": counters["secure_open"],
+            "pending": counters["secure_pending"],
+            "handshakes": {name: counters[f"secure_{name}"] for name in ("done", "failed", "refused")},
             "certificate": {
                 "subject": files.certificate.subject,
                 "not_after": files.certificate.not_after,
@@ -135,12 +168,3 @@ class Tls:
                 f"the certificate {self._config.tls.cert_file} {ends} on {date(files.certificate.not_after)}"
             )
         return reasons
-
-
-def _socket_options(settings: NetworkOptimizations) -> Iterator[tuple[int, int, int]]:
-    """The socket options that the core sets for the sockets that it accepts."""
-    yield socket.IPPROTO_TCP, socket.TCP_NODELAY, int(settings.tcp_nodelay)
-    if settings.send_buffer_size:
-        yield socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_size
-    if settings.recv_buffer_size:
-        yield socket.SOL_SOCKET, socket.SO_RCVBUF, settings.recv_buffer_size

@@ -20,7 +20,7 @@ from blipmq.net.listener import address_of, open_listener
 if TYPE_CHECKING:
     from blipmq.net.bind_retry import BindRetry
     from blipmq.net.certificate import Certificates
-    from blipmq.net.tls_listener import TlsListener
+    from blipmq.net.https import HttpsServer
     from blipmq.ops.endpoints import Endpoints, Watched
     from blipmq.ops.http import Answer, Exchange, Request
 
@@ -41,7 +41,7 @@ class Admin:
         self._broker = broker
         self._bind_addr = bind_addr
         self._log = log or Log(level="warning")
-        self._server: asyncio.Server | TlsListener | None = None
+        self._server: asyncio.Server | HttpsServer | None = None
         self._certificates = certificates
         self._open: dict[Exchange, None] = {}  # oldest first
         self._counts = {"requests": 0, "bad": 0, "cut": 0}
@@ -54,39 +54,32 @@ class Admin:
 
     async def start(self, bind_retry: BindRetry | None = None) -> None:
         """Listen and serve; with `bind_retry`, as soon as the address is available."""
-        if self._certificates is not None:
-            await self._start_tls(self._certificates, bind_retry)
-        elif bind_retry is None:
+        if bind_retry is None:
             await self._serve(open_listener(self._bind_addr, KEY))
         elif listener := await bind_retry.open(KEY, self._bind_addr, self._serve):
             await self._serve(listener)
 
     async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        self.address = address_of(listener)
+        if self._certificates is not None:
+            from blipmq.net.https import HttpsServer  # imported here because few brokers serve metrics over HTTPS
+            from blipmq.ops.http import EXCHANGE_SECONDS
+
+            self._server = HttpsServer(
+                listener,
+                self._certificates,
+                self._exchange,
+                self._log,
+                CONNECTIONS_MAX,
+                EXCHANGE_SECONDS[0],
+            )
+            return
         try:
             self._server = await loop.create_server(self._exchange, sock=listener, backlog=4 * CONNECTIONS_MAX)
         except BaseException:
             listener.close()
             raise
-        self.address = address_of(listener)
-
-    async def _start_tls(self, certificates: Certificates, bind_retry: BindRetry | None) -> None:
-        from blipmq.net.admission import Bounds  # imported here because few brokers serve metrics over HTTPS
-        from blipmq.net.tls_listener import TlsListener
-        from blipmq.ops.http import EXCHANGE_SECONDS
-
-        bounds = Bounds(CONNECTIONS_MAX, CONNECTIONS_MAX, EXCHANGE_SECONDS[0])
-        server = TlsListener(
-            self._bind_addr,
-            KEY,
-            certificates,
-            lambda connection: connection.serve(self._exchange()),
-            lambda: bounds,
-            self._log,
-            4 * CONNECTIONS_MAX,
-        )
-        await server.start(bind_retry)
-        self._server, self.address = server, server.address
 
     async def stop(self) -> None:
         """Close all connections. Stopping twice is harmless."""

@@ -170,6 +170,7 @@ class Exchange(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._answered = False
         self._half_closed = False
+        self._over_tls = False
         self._timer: asyncio.TimerHandle | None = None
         self.peer = ""
 
@@ -187,6 +188,7 @@ class Exchange(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         address, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
         self.peer = f"{address}:{port}"
+        self._over_tls = transport.get_extra_info("sslcontext") is not None
         self._end_in(EXCHANGE_SECONDS[0])
         self._host.opened(self)
 
@@ -206,6 +208,8 @@ class Exchange(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._half_closed = True
+        if self._over_tls:
+            return False  # asyncio ends both directions of TLS at once
         return (
             self._task is not None and not self._answered
         )  # the client may have ended its output and still wait for the answer
@@ -244,7 +248,7 @@ class Exchange(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._transport.write(render(request, answer, time.time()))
-        if self._half_closed:
+        if self._half_closed or self._over_tls:
             self._transport.close()
         else:  # the client closes; until then the timer and EXCESS_BYTES_MAX bound the time and the input
             with contextlib.suppress(OSError):  # the client may have reset the connection

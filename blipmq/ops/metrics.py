@@ -373,7 +373,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge(
         "blipmq_connections_pending",
-        "Connections that have to send HELLO with a key and are not admitted yet.",
+        "Connections that are not admitted yet: in a TLS handshake, or before HELLO with a key.",
         "stats.pending",
     ),
     _gauge("blipmq_connections_pending_max", "Limit of pending connections.", "config.limits.max_pending"),

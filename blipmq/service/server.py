@@ -51,7 +51,7 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     raise_descriptor_limit(config)
     stay_on(choose_processors(config.performance.network_optimizations.cpu_affinity)[1])
     log = Log(level=config.logging.level, format=config.logging.format)
-    loop, loop_name = new_loop(bool(config.tls.cert_file))
+    loop = new_loop()
     log.info(
         "starting",
         version=__version__,
@@ -60,7 +60,6 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         config=loaded.source,
         memory_at_rest=memory.size(memory.at_rest_bytes(config)),
         memory_worst=memory.size(memory.worst_bytes(config)),
-        loop=loop_name,
     )
     warn(log, loaded)
     try:
@@ -199,9 +198,8 @@ class Process:
 
 
 def descriptors_needed(config: Config) -> int:
-    """The number of open files that the broker may need. Pending TLS handshakes are not counted as connections."""
-    handshakes = config.limits.max_pending if config.server.tls_bind_addr else 0
-    return config.server.max_connections + DESCRIPTORS_RESERVED + handshakes
+    """The number of open files that the broker may need."""
+    return config.server.max_connections + DESCRIPTORS_RESERVED
 
 
 def raise_descriptor_limit(config: Config) -> None:
@@ -219,19 +217,9 @@ def raise_descriptor_limit(config: Config) -> None:
         enough = hard == resource.RLIM_INFINITY or hard >= need
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard if enough else need))
     except (OSError, ValueError):
+        connections = config.server.max_connections
         raise ConfigError(
-            f"{_asked(config)} needs {need} open files, but this process may have at most {hard}. Raise the limit "
-            f"(LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), or {_way_out(config, need - hard)}."
+            f"server.max_connections = {connections} needs {need} open files, but this process may have at most {hard}. Raise "
+            f"the limit (LimitNOFILE={need} in the service, `ulimit -Hn` in a shell), or set server.max_connections to "
+            f"{max(1, connections - (need - hard))}."
         ) from None
-
-
-def _asked(config: Config) -> str:
-    tls = f" with limits.max_pending = {config.limits.max_pending} for TLS" if config.server.tls_bind_addr else ""
-    return f"server.max_connections = {config.server.max_connections}{tls}"
-
-
-def _way_out(config: Config, missing: int) -> str:
-    left = config.server.max_connections - missing
-    if left < 1 and config.server.tls_bind_addr:
-        return "lower both"
-    return f"set server.max_connections to {max(1, left)}"

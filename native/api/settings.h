@@ -59,12 +59,12 @@ typedef struct bq_config {
     /* limits.hello_timeout_ms: If keys are required: time until a new connection must have sent a valid HELLO, the TLS handshake
      * included. */
     uint32_t hello_timeout_ms;
-    /* limits.max_pending: If keys are required: most connections that have not sent a valid HELLO; as many again may be in a TLS
-     * handshake. */
+    /* limits.max_pending: Most connections that are not admitted yet: those in a TLS handshake and, if keys are required, those
+     * that have not sent a valid HELLO. */
     uint32_t max_pending;
     /* limits.max_pending_per_address: The same limit for one IPv4 address or one IPv6 /64; one more is closed. */
     uint32_t max_pending_per_address;
-    /* limits.accept_rate: Connections accepted per second at `server.bind_addr`; others wait in the system's backlog. */
+    /* limits.accept_rate: Connections accepted per second; others wait in the system's backlog. */
     uint32_t accept_rate;
     /* limits.accept_burst: Connections accepted at once after a quiet time. */
     uint32_t accept_burst;
