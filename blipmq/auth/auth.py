@@ -163,6 +163,10 @@ class Auth:
         """The key with the text that a client presents, or None."""
         return self._ring.find(presented) if self._ring is not None else None
 
+    def find_certificate(self, name: str) -> Key | None:
+        """The key that belongs to the verified certificate of that name, or None."""
+        return self._ring.find_certificate(name) if self._ring is not None else None
+
     def current(self, key: Key) -> Key | None:
         """The present state of a key found earlier; None if it no longer exists."""
         return self._ring.current(key) if self._ring is not None and self.required else None

@@ -5,7 +5,8 @@
 
 One JSON object a line, `#` begins a comment. `allow` is the key's ACL: only the listed actions are allowed. Without it
 the key may do everything. A key with `"until": "2026-12-01T10:00:00Z"` expires at that time. A name may appear twice,
-once with `until` and once without: that is a rotation, and both keys are the same client.
+once with `until` and once without: that is a rotation, and both keys are the same client. A key with `"certificate":
+"sensor-12"` is also the key of a TLS client whose verified certificate has that name.
 
 The file stores BLAKE2b of each key, keyed with the file's salt. A generated key has 256 random bits and cannot be
 guessed, so a slow hash would only delay connecting clients. With one salt for the file, one hash and one table look-up
@@ -40,6 +41,8 @@ KEYS_MAX = 10_000
 ALLOW_MAX = 64
 FILE_BYTES_MAX = 16 << 20
 NAME_CHARS_MAX = 64
+# The core passes on at most 255 bytes of a name, so a longer one could be that of another certificate.
+CERTIFICATE_BYTES_MAX = 200
 ADMIN = "admin"
 KEY_BYTES_MIN, KEY_BYTES_MAX = API_KEY_BYTES_MIN, API_KEY_BYTES_MAX
 PREFIX = "bq_"
@@ -48,7 +51,7 @@ PLAIN_NAME = "auth.api_keys"
 """The name of keys written in the configuration, followed by their index: `auth.api_keys[0]`."""
 
 SALT_BYTES = 32
-_FIELDS = {"name", "hash", "created", "allow", "until"}
+_FIELDS = {"name", "hash", "created", "allow", "until", "certificate"}
 _UNTIL = "%Y-%m-%dT%H:%M:%SZ"
 OVERLAP_SECONDS_MAX = 365 * 24 * 3600
 
@@ -75,7 +78,7 @@ class KeysDenied(ConfigError):
 
 class Key(NamedTuple):
     """One key without its text. `allow`: its ACL (`pub:FILTER`, `sub:FILTER`, `admin`); empty: everything. `until`: its
-    expiry in seconds since 1970; 0: none."""
+    expiry in seconds since 1970; 0: none. `certificate`: the name of the certificate that may replace its text; "": none."""
 
     name: str
     digest: bytes
@@ -83,6 +86,7 @@ class Key(NamedTuple):
     allow: tuple[str, ...] = ()
     plain: bool = False  # written in the configuration, where keys have no names
     until: int = 0
+    certificate: str = ""
 
     @property
     def owner(self) -> str:
@@ -121,9 +125,13 @@ NO_PLAIN = Plain()
 class Keyring:
     """The keys in effect, found by the text that a client presents."""
 
-    def __init__(self, keys: Iterable[Key] = (), salt: bytes = b"", plain: Plain = NO_PLAIN) -> None:
+    def __init__(self, keys: Sequence[Key] = (), salt: bytes = b"", plain: Plain = NO_PLAIN) -> None:
         self._salts = salt, plain.salt
         self._keys = {key.digest: key for key in keys}
+        # Of two keys of one name the one without an end counts: it comes later here.
+        self._certified = {
+            key.certificate: key for key in sorted(keys, key=lambda key: not key.until) if key.certificate
+        }
         self._ending = [key for key in self._keys.values() if key.until]
         self._plain: dict[bytes, Key] = {}
         for place, text in enumerate(plain.texts):
@@ -143,12 +151,18 @@ class Keyring:
         plain = self._plain.get(digests[1])
         return self._keys.get(digests[0], plain)
 
+    def find_certificate(self, name: str) -> Key | None:
+        """The key that belongs to the certificate of that name, or None."""
+        return self._certified.get(name) if name else None
+
     def end(self, now: float) -> list[Key]:
         """Remove the keys that have expired by `now`, and return them."""
         ended = [key for key in self._ending if key.has_ended(now)]
         for key in ended:
             self._ending.remove(key)
             del self._keys[key.digest]
+            if self._certified.get(key.certificate) is key:
+                del self._certified[key.certificate]
         return ended
 
     def current(self, key: Key) -> Key | None:
@@ -191,6 +205,7 @@ class _File:
         if self.lines.pop():  # each line must end in a newline; otherwise the file may be truncated
             raise self._error(len(self.lines) + 1, "the last line is incomplete")
         self._digests: dict[bytes, str] = {}
+        self._certified: dict[str, str] = {}  # name of a certificate: name of its key
         for number, line in enumerate(self.lines, 1):
             if line.strip() and not line.lstrip().startswith("#"):
                 self._take(number, self._record(number, line))
@@ -198,6 +213,10 @@ class _File:
     def name_of(self, digest: bytes) -> str | None:
         """The name of the key with this digest, if there is one."""
         return self._digests.get(digest)
+
+    def key_of(self, certificate: str) -> str | None:
+        """The name of the key that this certificate belongs to, if there is one."""
+        return self._certified.get(certificate)
 
     def _error(self, number: int, what: str) -> ConfigError:
         return ConfigError(f"{self.path}:{number}: {what}. Correct the line, or delete it and create the key again.")
@@ -224,6 +243,8 @@ class _File:
         alike = self.ending if key.until else self.keys
         if key.name in alike or key.digest in self._digests:
             raise self._error(number, f"the key {key.name!r} exists twice")
+        if key.certificate and self._certified.setdefault(key.certificate, key.name) != key.name:
+            raise self._error(number, f"the certificate {key.certificate!r} belongs to another key already")
         if len(self.all) == KEYS_MAX:
             raise self._error(number, f"more than {KEYS_MAX} keys; revoke unused ones")
         alike[key.name] = key
@@ -250,7 +271,8 @@ class _File:
             raise self._error(number, "`allow` is empty; leave it out for a key that may do everything")
         try:
             check_name(name)
-            return Key(name, kept, created, check_allow(allow), until=until)
+            certificate = check_certificate(record["certificate"]) if "certificate" in record else ""
+            return Key(name, kept, created, check_allow(allow), until=until, certificate=certificate)
         except UsageError as error:
             raise self._error(number, str(error).rstrip(".")) from None
 
@@ -317,6 +339,16 @@ def check_name(name: str) -> None:
         raise UsageError(f"The name {name!r} is reserved for keys of the setting {PLAIN_NAME}; choose another.")
 
 
+def check_certificate(name: Any) -> str:
+    """Return the name of a certificate. Raises UsageError unless it can be one."""
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name.encode()) > CERTIFICATE_BYTES_MAX:
+        raise UsageError(
+            f"The name of a certificate has 1 to {CERTIFICATE_BYTES_MAX} printable bytes: its common name, or without one its "
+            "first alternative name."
+        )
+    return name
+
+
 def check_allow(allow: Iterable[Any]) -> tuple[str, ...]:
     """Return the ACL entries, each once. Raises UsageError unless each is `admin`, or `pub:` or `sub:` and a topic or
     filter."""
@@ -347,11 +379,16 @@ def _check_key(key: str) -> None:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = None) -> str:
+def add_key(
+    path: Path, name: str, allow: Iterable[str] = (), key: str | None = None, certificate: str | None = None
+) -> str:
     """Create a key, store its hash in the file (created if it does not exist) and return its text, which is not stored.
-    `key`: the text to use instead of a generated one. Raises UsageError, KeyNameTaken, ConfigError."""
+    `key`: the text to use instead of a generated one. `certificate`: the name of the certificate that belongs to it.
+    Raises UsageError, KeyNameTaken, ConfigError."""
     check_name(name)
     rights = check_allow(allow)
+    if certificate is not None:
+        check_certificate(certificate)
     text = _new_text() if key is None else key
     _check_key(text)
     with _locked(path):
@@ -362,7 +399,7 @@ def add_key(path: Path, name: str, allow: Iterable[str] = (), key: str | None = 
                 f"The file {file.path} already holds a key {name!r}. Revoke it first, replace it with `blipmq keys rotate`, or "
                 "choose another name."
             )
-        _replace(file.path, [*_unended(file, now), _new_line(file, name, rights, text)])
+        _replace(file.path, [*_unended(file, now), _new_line(file, name, rights, text, certificate or "")])
     return text
 
 
@@ -370,8 +407,11 @@ def _new_text() -> str:
     return PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
 
 
-def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
+def _new_line(file: _File, name: str, rights: Sequence[str], text: str, certificate: str) -> str:
     """The line of a new key for the file."""
+    other = file.key_of(certificate)
+    if other not in (None, name):
+        raise KeyNameTaken(f"The certificate {certificate!r} belongs to the key {other!r} in {file.path} already.")
     digest = digest_of(text.encode("utf-8", "surrogateescape"), file.salt)
     known = file.name_of(digest)
     if known is not None:
@@ -385,6 +425,8 @@ def _new_line(file: _File, name: str, rights: Sequence[str], text: str) -> str:
     }
     if rights:
         record["allow"] = rights
+    if certificate:
+        record["certificate"] = certificate
     return json.dumps(record, ensure_ascii=False)
 
 
@@ -406,7 +448,7 @@ def rotate_key(path: Path, name: str, overlap_s: int) -> tuple[str, int]:
                 f"`blipmq keys rotate {name} --finish`, then rotate again."
             )
         text, until = _new_text(), int(now) + overlap_s
-        line = _new_line(file, name, old.allow, text)
+        line = _new_line(file, name, old.allow, text, old.certificate)
         _replace(file.path, [*_with_end(_unended(file, now), old, until), line])
     return text, until
 

@@ -453,6 +453,8 @@ class Broker:
 
     def _secured(self, event: Secured) -> None:
         assert self.tls is not None
+        if event.certificate is not None:
+            self._connections.showed(event.conn, event.certificate)
         self.tls.secured(event)
 
     def _accepting(self, event: Accepting) -> None:

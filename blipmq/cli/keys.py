@@ -30,11 +30,13 @@ OVERLAP = "24h"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def add(path: str, name: str, allow: list[str]) -> int:
+def add(path: str, name: str, allow: list[str], certificate: str | None) -> int:
     """Create a key and print it."""
-    _print(add_key(path, name, allow), lambda: revoke_key(path, name))
+    _print(add_key(path, name, allow, certificate=certificate), lambda: revoke_key(path, name))
     _say(f"Created key {name!r} in file {path}. {_rights(allow)}")
     _say_how_to_use_it()
+    if certificate is not None:
+        _say(f"A TLS client with the certificate {certificate!r} of tls.client_ca_file needs no key: it is {name!r}.")
     return 0
 
 
@@ -90,12 +92,15 @@ def list_all(path: str, format: str) -> int:
     if format == "json":
         for key in keys:
             fact = {"name": key.name, "created": key.created, "allow": list(key.allow), "until": _until(key)}
+            if key.certificate:
+                fact["certificate"] = key.certificate
             print_out(json.dumps(fact, ensure_ascii=False, separators=(",", ":")))
         return 0
     width = max((len(key.name) for key in keys), default=0)
     for key in keys:
         end = f"  ({'ended' if key.has_ended(time.time()) else 'until'} {_until(key)})" if key.until else ""
-        print_out(f"{key.name:<{width}}  {key.created}  {_listed(key)}{end}")
+        by = f"  (certificate {key.certificate})" if key.certificate else ""
+        print_out(f"{key.name:<{width}}  {key.created}  {_listed(key)}{by}{end}")
     if not keys:
         _say(f"No keys in {path}: every client is refused. Create one: blipmq keys add NAME")
     return 0

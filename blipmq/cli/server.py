@@ -133,6 +133,11 @@ def _add_keys(commands: Any) -> None:
         default=[],
         help="pub:TOPIC, sub:FILTER or admin, as often as needed; with one given, nothing else is allowed",
     )
+    add.add_argument(
+        "--certificate",
+        metavar="CN",
+        help="a TLS client whose certificate of tls.client_ca_file has this common name needs no key",
+    )
     list_ = actions.add_parser("list", help="show names, dates and rights")
     list_.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line")
     revoke = actions.add_parser("revoke", help="revoke a key; its clients are disconnected within a second")
@@ -252,7 +257,7 @@ def _keys(arguments: argparse.Namespace) -> int:
             "configuration with --config or the key file with --file."
         )
     if arguments.action == "add":
-        return keys.add(path, arguments.name, arguments.allow)
+        return keys.add(path, arguments.name, arguments.allow, arguments.certificate)
     if arguments.action == "list":
         return keys.list_all(path, arguments.format)
     if arguments.action == "rotate":

@@ -135,8 +135,14 @@ class NativeProtocol:
         return True
 
     def _know(self, connection: Connection, event: Hello) -> bool:
-        """Find the client's API key. Every invalid key gets the same answer."""
-        connection.key = self._auth.find(event.api_key)
+        """Find the client's API key, by its text or, without one, by the client's certificate. Every invalid key gets the
+        same answer."""
+        certificate = self._connections.certificate_of(event.conn)
+        connection.by_certificate = not event.api_key and bool(certificate)
+        if connection.by_certificate:
+            connection.key = self._auth.find_certificate(certificate)
+        else:
+            connection.key = self._auth.find(event.api_key)
         if connection.key is None:
             connection.closing = True
             self._auth.refused += 1
@@ -151,7 +157,7 @@ class NativeProtocol:
             if connection.closing or connection.key is None:
                 continue
             now, before = self._auth.current(connection.key), connection.key.allow
-            if now is None:
+            if now is None or (connection.by_certificate and now.certificate != connection.key.certificate):
                 self._end(connection, NOT_AUTHENTICATED, KEY_ENDED)
                 continue
             connection.key = now

@@ -19,7 +19,17 @@ OWNER_ENDS = "\x1f"
 class Connection:
     """One connection: its identity and its subscriptions. `conn` is the core's handle."""
 
-    __slots__ = ("client_id", "closing", "conn", "counted", "key", "peer", "said_hello", "subscriptions")
+    __slots__ = (
+        "by_certificate",
+        "client_id",
+        "closing",
+        "conn",
+        "counted",
+        "key",
+        "peer",
+        "said_hello",
+        "subscriptions",
+    )
 
     def __init__(self, conn: int, peer: str) -> None:
         self.conn = conn
@@ -27,6 +37,7 @@ class Connection:
         self.client_id = ""
         self.key: Key | None = None  # its API key, where keys are required
         self.said_hello = False
+        self.by_certificate = False  # it has its key by its certificate
         self.counted = ""  # the name of the key whose connection count includes it
         self.closing = False  # told to close: its further requests are not answered
         self.subscriptions: dict[tuple[str, str], None] = {}  # filter and group, in the order of subscribing
@@ -68,6 +79,7 @@ class Connections:
     def __init__(self) -> None:
         self._by_conn: dict[int, Connection] = {}
         self._by_client: dict[str, Connection] = {}
+        self._certificates: dict[int, str] = {}  # names in the verified certificates of TLS clients, by handle
         self._of_key: dict[str, int] = {}  # admitted connections, by the name of their key
 
     def __len__(self) -> int:
@@ -89,6 +101,14 @@ class Connections:
         if connection is None:
             connection = self._by_conn[conn] = Connection(conn, peer)
         return connection
+
+    def showed(self, conn: int, certificate: str) -> None:
+        """Record the name in the verified certificate of a TLS client. The core reports the end of each such connection."""
+        self._certificates[conn] = certificate
+
+    def certificate_of(self, conn: int) -> str:
+        """That name; "" if it showed no certificate, or one without a name."""
+        return self._certificates.get(conn, "")
 
     def identify(self, connection: Connection, client_id: str) -> Connection | None:
         """Record that `connection` sent HELLO as `client_id` ("": none). Returns the connection that it takes over, if
@@ -118,11 +138,13 @@ class Connections:
     def clear(self) -> None:
         """Forget all connections."""
         self._of_key.clear()
+        self._certificates.clear()
         self._by_conn.clear()
         self._by_client.clear()
 
     def drop(self, conn: int) -> Connection | None:
         """Forget a closed connection, and return it if it was known."""
+        self._certificates.pop(conn, None)
         connection = self._by_conn.pop(conn, None)
         if connection is not None and self._by_client.get(connection.identity) is connection:
             del self._by_client[connection.identity]

@@ -58,6 +58,8 @@ _blipmq() {
             case $before in
                 --allow)
                     words="" ;;
+                --certificate)
+                    words="" ;;
                 --file)
                     files=yes ;;
                 --config)
@@ -66,7 +68,7 @@ _blipmq() {
                     words="text json" ;;
                 --overlap)
                     words="" ;;
-                *) words="add list revoke rotate -h --help --allow --file --config --format --overlap --finish" ;;
+                *) words="add list revoke rotate -h --help --allow --certificate --file --config --format --overlap --finish" ;;
             esac ;;
         wal)
             case $before in

@@ -31,6 +31,7 @@ complete -c blipmq -n '__fish_seen_subcommand_from keys' -a revoke
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a rotate
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l allow -x -d 'pub:TOPIC, sub:FILTER or admin, as often as needed; with one given, nothing else is allowed'
+complete -c blipmq -n '__fish_seen_subcommand_from keys' -l certificate -x -d 'a TLS client whose certificate of tls.client_ca_file has this common name needs no key'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l file -r -F -d 'the key file; else auth.keys_file of the configuration'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l config -r -F -d 'configuration that names it, found as `blipmq start` does'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -l format -x -a 'text json' -d 'json: one object a line'
