@@ -1,8 +1,10 @@
-"""`python -m bench`, and `python -m bench beside`."""
+"""`python -m bench`, `python -m bench beside` and `python -m bench tls`."""
 
 import sys
 
-from bench import beside
+from bench import beside, tls_peers
 from bench.run import main
 
-sys.exit(beside.main(sys.argv[2:]) if sys.argv[1:2] == ["beside"] else main())
+OTHERS = {"beside": beside.main, "tls": tls_peers.main}
+
+sys.exit(OTHERS[sys.argv[1]](sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in OTHERS else main())

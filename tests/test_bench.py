@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from bench import beside, guard, micro, plan
+from bench import beside, guard, micro, plan, tls_peers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,3 +146,41 @@ def test_the_goal_beside_an_attack_is_judged_by_ratios_within_a_round(
 ) -> None:
     found = dict(zip(beside.PLACES, (without, elsewhere, here), strict=True))
     assert beside.row("some_attack", found).rstrip(" |").endswith(f"| {met}")
+
+
+# ---- TLS beside mosquitto -----------------------------------------------------------------------------------------------
+
+
+def test_the_goal_of_tls_is_judged_by_ratios_within_a_round() -> None:
+    shape = tls_peers.SHAPES["handshakes"]
+    for ours, peers, met in (
+        ([6.0, 60.0, 6.0], [5.0, 50.0, 5.0], "met"),
+        ([7.0, 5.0, 7.0], [5.0, 50.0, 5.0], "not met"),
+    ):
+        assert tls_peers.row(shape, {"blipmq": ours, "mosquitto": peers}).endswith(f"| 1.2 | {met} |")
+
+
+def test_the_length_of_an_mqtt_packet_is_written_in_seven_bits_a_byte() -> None:
+    for size, head in (0, b"\0"), (127, b"\x7f"), (128, b"\x80\1"), (16_383, b"\xff\x7f"), (60_006, b"\xe6\xd4\3"):
+        assert tls_peers.mqtt_packet(0x30, bytes(size)) == b"\x30" + head + bytes(size)
+
+
+def test_the_clients_of_the_tls_benchmark_reach_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tls_peers, "BUILD", tmp_path)
+    tls_peers.build_tls_load()
+    tls_peers.make_certificates(tmp_path)
+    (tmp_path / "first").write_bytes(b"")
+    (tmp_path / "block").write_bytes(bytes(100_000))
+    with tls_peers.tls_load("sink", tmp_path / "ec.pem", tmp_path / "ec.key") as (_, port):
+        assert tls_peers.run_tls_load("handshakes", port, 50, 0.2)[0] == 10
+        written, _ = tls_peers.run_tls_load("source", port, tmp_path / "first", tmp_path / "block", 0.1)
+        assert written >= 100_000 and written % 100_000 == 0
+        with tls_peers.tls_load("idle", port, 1, tmp_path / "first") as (_, said):
+            assert said == "ready"
+        with (
+            tls_peers.tls_load("tunnel", port) as (_, own),
+            socket.create_connection(("127.0.0.1", int(own)), 10) as one,
+        ):
+            one.sendall(bytes(100_000))
+            one.shutdown(socket.SHUT_WR)
+            assert one.recv(1) == b""  # the tunnel ends with its client
