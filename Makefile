@@ -111,7 +111,7 @@ format: $(VENV)/.dev ## format Python and C for `make check`
 # processes write their findings to files, so a finding is not lost with the standard error. libubsan comes first because both
 # run-time libraries of gcc define the function that sets the file. Left out are tests without a core, tests that build sanitized
 # programs or run other programs (curl), and test_crash, which preloads its own disk.
-WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_log.py test_crash.py test_bench.py \
+WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_wal_programs.py test_crash.py test_bench.py \
 	test_fuzz.py test_planted.py test_mqtt_codec.py test_mqtt_twins.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@$(TEST_PROGRAMS)
@@ -148,7 +148,7 @@ bench-micro: $(VENV)/.run ## measure single operations of the core: timer wheel,
 	@$(PY) -m bench.micro $(ARGS)
 
 planted: $(VENV)/.test $(CORE) ## plant bugs into copies of the core's source, one at a time; the tests must find each
-	@$(PY) -m pytest -q --durations=10 tests/test_planted.py tests/test_log.py -k "planted or plants or fits" $(ARGS)
+	@$(PY) -m pytest -q --durations=10 tests/test_planted.py tests/test_wal_programs.py -k "planted or plants or fits" $(ARGS)
 
 crash: $(VENV)/.test $(CORE) ## test 1,000 kill -9s, 1,000 power cuts and a backlog of a million messages; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)

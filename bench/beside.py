@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.strangers import Address, broker, median
 from bench.tls import make_certificate
+from bench.unadmitted import Address, broker, median
 from blipmq.wire import frames as wire
 
 ROOT = Path(__file__).resolve().parent.parent

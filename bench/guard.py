@@ -35,7 +35,7 @@ RECORD = ROOT / "bench" / "guard.json"
 PAGE = ROOT / "docs" / "PERFORMANCE.md"
 PAGE_TABLE = re.compile(r"(?<=<!-- guard -->\n).*?(?=<!-- /guard -->)", re.DOTALL)
 TOLERANCE = 0.10
-TOLERANCE_OF_STRANGERS = 0.5  # gcc 11 and clang 14 are within a sixth of gcc 12
+TOLERANCE_OTHER_COMPILER = 0.5  # gcc 11 and clang 14 are within a sixth of gcc 12
 NOT_COMPILED = {"storage_posix.c"}  # guard.c has a disk in memory instead
 MEMORY_FUNCTIONS = {"memcpy", "memmove", "memset", "memcmp"}
 OF_THE_CORE = re.compile(r"(?<!tests)/native/(?:\w+/)?\w+\.[ch]$")
@@ -139,7 +139,7 @@ def compare(counts: dict[str, Count], name: str, records: dict[str, dict[str, fl
     """The lines to print, and whether all figures are within the limits."""
     record = name if name in records else nearest(name, records)
     known = records.get(record or "", {})
-    limit = 1 + (TOLERANCE if record == name else TOLERANCE_OF_STRANGERS)
+    limit = 1 + (TOLERANCE if record == name else TOLERANCE_OTHER_COMPILER)
     lines = [f"Instructions of the core per delivered message, {name}:", ""]
     worse, better = [], []
     for shape, counted in counts.items():

@@ -30,7 +30,7 @@ from bench.beside import free_port
 from bench.brokers import find_program, missing, running, version_of
 from bench.plan import BrokerPlan
 from bench.run import BUILD, HERE, build_programs
-from bench.strangers import resident_bytes
+from bench.unadmitted import resident_bytes
 from blipmq.wire import frames as wire
 
 ROUNDS, SECONDS = 5, 4.0

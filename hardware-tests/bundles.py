@@ -28,10 +28,10 @@ def keys():
     return Path(certificate), Path(key)
 
 
-def strangers_keys(folder):
+def unknown_keys(folder):
     """Keys that the device does not know."""
-    certificate, key = folder / "stranger.cert.pem", folder / "stranger.key.pem"
-    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "7300", "-subj", "/CN=stranger",
+    certificate, key = folder / "unknown.cert.pem", folder / "unknown.key.pem"
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "7300", "-subj", "/CN=unknown",
         "-keyout", key, "-out", certificate)  # fmt: skip
     return certificate, key
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from device import READY_SECONDS_MAX, ids_kept_for
-from hand_client import HELLO, PUB, SUB, HelloClient, PlainClient, command
+from hand_client import HELLO, PUB, SUB, HelloClient, LegacyClient, command
 from wire import Wire
 
 pytestmark = pytest.mark.long
@@ -30,7 +30,7 @@ def publish_1(device, topic):
 
 
 def hello_with(device, api_key):
-    with PlainClient(device.address) as client:
+    with LegacyClient(device.address) as client:
         client.send(command(HELLO, client_id="key", api_key=api_key, protocol=1, seq=1))
         return client.next()
 
@@ -64,7 +64,7 @@ def test_a_new_device_opens_no_port_and_shows_its_address(new_guest, figure):
     )
     assert "[[keys]]" in status[""]
     open_ports, unanswered = guest.wire.open_tcp_ports()
-    figure("TCP ports that answered a stranger on the network, of 65,535", len(open_ports))
+    figure("TCP ports that answered an unknown machine on the network, of 65,535", len(open_ports))
     assert open_ports == set()
     assert unanswered == set()  # each was refused; no answer was lost
 

@@ -102,9 +102,9 @@ def test_updates_alternate_between_slots_and_keep_the_data(guest, shipped, figur
 
 
 def test_unsigned_foreign_and_old_updates_are_refused(guest, parts, tmp_path):
-    known, stranger = bundles.keys(), bundles.strangers_keys(tmp_path)
+    known, unknown = bundles.keys(), bundles.unknown_keys(tmp_path)
     refused = {
-        "signature": parts.bundle(tmp_path / "stranger.raucb", COMPATIBLE, "9.9.9", stranger),
+        "signature": parts.bundle(tmp_path / "unknown.raucb", COMPATIBLE, "9.9.9", unknown),
         "compatible": parts.bundle(tmp_path / "other.raucb", "blipmq-another-board", "9.9.9", known),
         "version": parts.bundle(tmp_path / "old.raucb", COMPATIBLE, "0.0.0-1", known),
     }

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from broker_process import BrokerProcess
-from hand_client import HelloClient, PlainClient
+from hand_client import HelloClient, LegacyClient
 from hypothesis import settings
 
 # Hypothesis would fail an example that takes more than 200 ms. On a shared machine or with a sanitizer any example may.
@@ -59,7 +59,7 @@ def connect():
     def connect(broker, hello=False, **options):
         if hello:
             options = {"api_key": broker.api_key, **options}
-        clients.append((HelloClient if hello else PlainClient)(broker.address, **options))
+        clients.append((HelloClient if hello else LegacyClient)(broker.address, **options))
         return clients[-1]
 
     yield connect

@@ -186,7 +186,7 @@ def decode(body):
 # ---- clients ---------------------------------------------------------------------------------------------------------
 
 
-class PlainClient:
+class LegacyClient:
     """A socket with v1.0.0 frames: a legacy client without HELLO."""
 
     def __init__(self, address, receive_buffer_bytes=0):
@@ -245,7 +245,7 @@ class PlainClient:
         self.send(v1_command(PUB, topic, payload, ttl_ms))
 
 
-class HelloClient(PlainClient):
+class HelloClient(LegacyClient):
     """A client that sends HELLO when it connects, numbers its requests and decodes Replies."""
 
     def __init__(self, address, client_id=None, receive_buffer_bytes=0, api_key=None):

@@ -228,7 +228,7 @@ BUGS: dict[str, Bug] = {
     "refused_sub_delivers": bug(
         "commit.c", ("        if (!durable && pending->undo) consumer_subscribe_undo(broker, client, pending);\n", "")
     ),
-    "message_settled_before_its_letter_is_on_disk": bug(
+    "message_settled_before_its_dead_letter_is_on_disk": bug(
         "dead_letter.c",
         (
             "        return lsn > 0 ? 0 : lsn;",
@@ -244,7 +244,7 @@ BUGS: dict[str, Bug] = {
             "    uint64_t quota = broker->config.session_log_bytes / 8, bytes = quota, lsn",
         ),
     ),
-    "letter_of_the_quota_is_not_written": bug(
+    "dead_letter_of_the_quota_is_not_written": bug(
         "consumer_quota.c", ("    dead_letter_send(broker, delivery);\n", "    delivery_dead(broker, delivery);\n")
     ),
     "subscription_ends_in_half_the_time": bug(

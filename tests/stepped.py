@@ -20,8 +20,8 @@ from blipmq.native.events import (
     AdminAsked,
     Attached,
     Closed,
+    Consumed,
     Event,
-    Fed,
     Hello,
     Info,
     Listed,
@@ -46,7 +46,7 @@ Overflow = IntEnum("Overflow", [choice.upper() for choice in KEYS["queues.overfl
 SessionOverflow = IntEnum("SessionOverflow", [c.upper() for c in KEYS["qos1.session_overflow"].choices], start=0)
 STEPS_MAX = 100_000
 WINDOW_BYTES = 256 << 10
-"""What the core hands out for one fed connection before some of it is taken."""
+"""What the core hands out for one in-memory connection before some of it is sent."""
 FILLER = 999
 REPLY_BYTES = 69
 """A Reply without text or payload on the wire; payloads are padded to four bytes."""
@@ -75,11 +75,11 @@ class Client:
         state = "open" if self.closed is None else self.closed.reason.name
         return f"<Client conn={self.conn:#x} {state} messages={len(self.messages)} untaken={self.untaken}>"
 
-    def feed(self, data: bytes) -> None:
-        self.bench.core.feed(self.conn, data)
+    def send_bytes(self, data: bytes) -> None:
+        self.bench.core.input(self.conn, data)
 
     def send(self, action: int, topic: str = "", payload: bytes | None = None, **fields: Any) -> None:
-        self.feed(wire.encode_command(action, topic, payload, **fields))
+        self.send_bytes(wire.encode_command(action, topic, payload, **fields))
 
     def publish(self, topic: str, payload: bytes = b"", ttl_ms: int = 0) -> None:
         self.send(wire.PUB, topic, payload, ttl_ms=ttl_ms)
@@ -111,14 +111,14 @@ class Client:
         """Read all available output and continue to read."""
         self.reading = True
         if self.untaken:
-            self.bench.core.taken(self.conn, self.untaken)
+            self.bench.core.credit(self.conn, self.untaken)
             self.untaken = 0
 
     def take(self, size: int) -> None:
         """Read `size` bytes of the available output, without further reading."""
         assert size <= self.untaken
         self.untaken -= size
-        self.bench.core.taken(self.conn, size)
+        self.bench.core.credit(self.conn, size)
 
     def arrived(self, data: bytes) -> None:
         self.received_bytes += len(data)
@@ -147,7 +147,7 @@ class SocketClient(Client):
         self.reading = False
         self.eof = False
 
-    def feed(self, data: bytes) -> None:
+    def send_bytes(self, data: bytes) -> None:
         """Send everything and run core turns meanwhile."""
         view = memoryview(data)
         for _ in range(STEPS_MAX):
@@ -356,10 +356,10 @@ class Bench:
             client = self._clients[event.conn]
             client.arrived(event.data)
             if client.reading:
-                self.core.taken(event.conn, len(event.data))
+                self.core.credit(event.conn, len(event.data))
             else:
                 client.untaken += len(event.data)
-        elif isinstance(event, Fed):
+        elif isinstance(event, Consumed):
             if event.conn in self._clients:
                 self._clients[event.conn].consumed += event.size
         elif isinstance(event, Closed):

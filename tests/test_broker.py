@@ -139,10 +139,10 @@ def test_a_bad_frame_of_a_legacy_client_closes_it_with_one_log_line(connect, log
 
 @pytest.mark.parametrize("vector", ALL_VECTORS["broken"], ids=lambda v: v["name"])
 def test_a_broken_frame_closes_only_its_legacy_connection(broker, connect, vector):
-    plain, other = connect(broker), connect(broker).hello("other").subscribe("t")
-    plain.send(bytes.fromhex(vector["frame"]))
-    plain.socket.shutdown(socket.SHUT_WR)  # some frames announce more bytes than they contain
-    assert plain.raw() == b""
+    legacy, other = connect(broker), connect(broker).hello("other").subscribe("t")
+    legacy.send(bytes.fromhex(vector["frame"]))
+    legacy.socket.shutdown(socket.SHUT_WR)  # some frames announce more bytes than they contain
+    assert legacy.raw() == b""
     broker.publish("t", b"still here")
     assert other.next().payload == b"still here"
 
@@ -287,9 +287,9 @@ def test_subscriptions_of_one_connection_have_a_limit(connect):
         client.say(wire.UNSUB, "one", seq=10)
         assert client.next() == wire.Reply(10, 0, "", 0, b"")
         client.subscribe("three", seq=11)
-        plain = connect(broker).subscribe("one").subscribe("two")
-        plain.say(wire.SUB, "three")
-        assert plain.next() is None
+        legacy = connect(broker).subscribe("one").subscribe("two")
+        legacy.say(wire.SUB, "three")
+        assert legacy.next() is None
 
 
 def test_unsub_ends_a_subscription_once(broker, connect):
@@ -548,15 +548,15 @@ def test_an_internal_error_closes_one_connection_and_is_logged(connect, log_line
 
 
 def test_stopping_sends_queued_messages_and_notifies_clients(broker, connect):
-    client, plain = connect(broker).hello("a").subscribe("t"), connect(broker).subscribe("t")
+    client, legacy = connect(broker).hello("a").subscribe("t"), connect(broker).subscribe("t")
     for number in range(1000):
         broker.publish("t", b"%d" % number)
     assert broker.stop() == 0
-    for reader in (client, plain):
+    for reader in (client, legacy):
         assert [reader.next().payload for _ in range(1000)] == [b"%d" % n for n in range(1000)]
     assert client.next() == wire.Reply(0, 503, "shutting down", 0, b"")
     assert client.next() is None
-    assert plain.next() is None
+    assert legacy.next() is None
 
 
 def test_stopping_does_not_wait_for_a_client_that_does_not_read(connect):

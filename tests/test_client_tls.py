@@ -104,19 +104,19 @@ def test_a_client_repeats_the_handshake_after_an_outage(settings, authority):
 
 
 def test_both_clients_report_the_same_tls_errors(settings, tmp_path):
-    stranger = Authority(tmp_path, "Stranger")
-    elsewhere = ssl.create_default_context(cafile=stranger.file)
+    unknown_ca = Authority(tmp_path, "Unknown authority")
+    elsewhere = ssl.create_default_context(cafile=unknown_ca.file)
     with blipmq.Broker(settings) as broker:
         address = broker.tls_address
-        for tls in (True, stranger.file, elsewhere):
+        for tls in (True, unknown_ca.file, elsewhere):
             with pytest.raises(NotTrusted, match="does not know its authority"):
                 blipmq.connect_blocking(address, tls=tls, reconnect=False)
             with pytest.raises(NotTrusted, match="does not know its authority"):
                 asyncio.run(opened(address, tls=tls))
         with pytest.raises(Unreachable, match=r"server\.tls_bind_addr"):
-            blipmq.connect_blocking(broker.address, tls=stranger.file)
+            blipmq.connect_blocking(broker.address, tls=unknown_ca.file)
         with pytest.raises(Unreachable, match=r"server\.tls_bind_addr"):
-            asyncio.run(opened(broker.address, tls=stranger.file))
+            asyncio.run(opened(broker.address, tls=unknown_ca.file))
         for wrong, error in ((tmp_path / "missing.pem", ConfigError), (7, UsageError), (False, UsageError)):
             with pytest.raises(error):
                 blipmq.connect_blocking(f"tls://{address}", tls=wrong)

@@ -312,7 +312,7 @@ def test_a_peer_of_another_protocol_is_not_retried(broker, connected):
 
 @both
 def test_a_wrong_certificate_is_not_retried(authority, tmp_path, connected):
-    cert, key = Authority(tmp_path, "Stranger").sign("broker")
+    cert, key = Authority(tmp_path, "Unknown authority").sign("broker")
     settings = {
         "server": {"bind_addr": "", "tls_bind_addr": "127.0.0.1:0"},
         "tls": {"cert_file": str(cert), "key_file": str(key)},

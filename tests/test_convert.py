@@ -228,7 +228,7 @@ def test_conflicting_settings_are_adjusted():
     made = converted("[wal]\nsegment_size_bytes = 1048577\n[server]\nmax_message_size_bytes = 16777216\n")
     config = loaded(made)
     assert "replaced by" in said(made)["wal.segment_size_bytes"] and "16777216" in said(made)["wal.segment_size_bytes"]
-    assert config.wal.segment_size_bytes >= 2 * memory.log_batch_bytes(config)
+    assert config.wal.segment_size_bytes >= 2 * memory.wal_batch_bytes(config)
     (added,) = [fate for fate in converted("[wal]\nsegment_size_bytes = 536870912\n").fates if not fate.line]
     assert (added.key, added.value) == ("wal.max_bytes", 2048 * MIB) and added.said.startswith("added: ")
     ttl = converted("[delivery]\ndefault_ttl_ms = 90000\n[performance.timer_config]\nmax_timeout_ms = 60000\n")

@@ -78,7 +78,7 @@ def seen(data: list[bytes], hello: bool, **limits: Any) -> dict[str, Any]:
     with Bench(segment_bytes=4096, **limits) as bench:
         reader, sender = bench.attach().subscribe(">"), bench.attach(hello=hello)
         for piece in data:
-            sender.feed(piece)
+            sender.send_bytes(piece)
             bench.settle()
         reader.read()
         bench.settle()

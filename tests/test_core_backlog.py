@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 from stepped import Client, conserved
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.wire import frames as wire
 
 READERS = 8  # WAL_READS_MAX of wal/wal.h
 HOLD_MS = 250
-WIDE = LogConfig(max_bytes=16 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
-LARGE = LogConfig(max_bytes=32 << 20, reserve_bytes=0, segment_bytes=8 << 20, batch_bytes=4 << 20)
+WIDE = WalConfig(max_bytes=16 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
+LARGE = WalConfig(max_bytes=32 << 20, reserve_bytes=0, segment_bytes=8 << 20, batch_bytes=4 << 20)
 
 
-def absent(bench: LoggedBench, name: str, filter: str = "a") -> None:
+def absent(bench: WalBench, name: str, filter: str = "a") -> None:
     """A durable subscription of an absent client."""
     client = bench.named(name)
     bench.subscribed(client, filter, durable=True)
     bench.close(client)
 
 
-def back(bench: LoggedBench, name: str, filter: str = "a") -> Client:
+def back(bench: WalBench, name: str, filter: str = "a") -> Client:
     client = bench.named(name)
     bench.subscribed(client, filter, durable=True)
     return client
@@ -41,7 +41,7 @@ def acknowledge(client: Client, done: dict[Client, int]) -> None:
     done[client] = len(client.messages)
 
 
-def drained(bench: LoggedBench, clients: list[Client], count: int, advance_ms: int = 0) -> None:
+def drained(bench: WalBench, clients: list[Client], count: int, advance_ms: int = 0) -> None:
     """Each client acknowledges its messages until it has this many, once each and in order."""
     done: dict[Client, int] = {}
 
@@ -57,7 +57,7 @@ def drained(bench: LoggedBench, clients: list[Client], count: int, advance_ms: i
 
 
 def test_a_backlog_is_read_once_for_any_window_size(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=2) as bench:
+    with WalBench(tmp_path, max_in_flight=2) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 4000, bytes(64))
         written = bench.stats()["log_written_bytes"]
@@ -72,7 +72,7 @@ def test_a_backlog_is_read_once_for_any_window_size(tmp_path: Path) -> None:
 
 
 def test_consumers_with_a_backlog_read_the_wal_at_most_once_each(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=8) as bench:
+    with WalBench(tmp_path, max_in_flight=8) as bench:
         for number in range(5):
             absent(bench, f"reader{number}")
         bench.published(bench.named("writer"), "a", 3000, bytes(64))
@@ -81,7 +81,7 @@ def test_consumers_with_a_backlog_read_the_wal_at_most_once_each(tmp_path: Path)
 
 
 def test_a_filter_with_few_matches_reads_the_wal_once(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=2) as bench:
+    with WalBench(tmp_path, max_in_flight=2) as bench:
         absent(bench, "reader", "rare")
         writer = bench.named("writer")
         for _ in range(30):
@@ -92,7 +92,7 @@ def test_a_filter_with_few_matches_reads_the_wal_once(tmp_path: Path) -> None:
 
 
 def test_consumers_that_never_acknowledge_do_not_keep_a_wal_reader(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, WIDE, max_in_flight=2, ack_timeout_ms=1 << 20) as bench:
+    with WalBench(tmp_path, WIDE, max_in_flight=2, ack_timeout_ms=1 << 20) as bench:
         writer = bench.named("writer")
         for number in range(READERS):  # each with its own filter and far apart, so no two can share a block
             absent(bench, f"slow{number}", f"slow/{number}")
@@ -108,7 +108,7 @@ def test_consumers_that_never_acknowledge_do_not_keep_a_wal_reader(tmp_path: Pat
 
 
 def test_more_consumers_than_wal_readers_all_get_every_message(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, WIDE, max_in_flight=2) as bench:
+    with WalBench(tmp_path, WIDE, max_in_flight=2) as bench:
         writer, names = bench.named("writer"), [f"{number}" for number in range(3 * READERS)]
         for name in names:
             absent(bench, name, f"to/{name}")
@@ -120,12 +120,12 @@ def test_more_consumers_than_wal_readers_all_get_every_message(tmp_path: Path) -
 
 @pytest.mark.parametrize("size", [100_000, 700_000, 1_900_000])
 def test_a_stored_message_over_the_current_limit_is_delivered_with_those_behind_it(tmp_path: Path, size: int) -> None:
-    with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
+    with WalBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         absent(bench, "reader")
         writer = bench.named("writer")
         for payload in (b"first", bytes(size), b"third", b"fourth"):
             bench.published(writer, "a", 1, payload)
-    with LoggedBench(tmp_path, max_frame_bytes=4096, subscriber_bytes=8192) as bench:
+    with WalBench(tmp_path, max_frame_bytes=4096, subscriber_bytes=8192) as bench:
         reader = back(bench, "reader")
         drained(bench, [reader], 4)
         assert [len(payload) for payload in reader.payloads] == [5, size, 5, 6]
@@ -133,18 +133,18 @@ def test_a_stored_message_over_the_current_limit_is_delivered_with_those_behind_
 
 
 def test_over_the_memory_budget_large_messages_are_delivered_one_by_one(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
+    with WalBench(tmp_path, LARGE, max_frame_bytes=2 << 20) as bench:
         for number in range(4):
             absent(bench, f"reader{number}", f"to/{number}")
         for number in range(4):
             bench.published(bench.named("writer"), f"to/{number}", 3, bytes(1_000_000))
-    with LoggedBench(tmp_path, LARGE, max_frame_bytes=4096, memory_bytes=1 << 20) as bench:
+    with WalBench(tmp_path, LARGE, max_frame_bytes=4096, memory_bytes=1 << 20) as bench:
         drained(bench, [back(bench, f"reader{number}", f"to/{number}") for number in range(4)], 3, advance_ms=50)
         assert bench.stats()["memory_peak_bytes"] < 12 << 20
 
 
 def test_a_failed_wal_read_is_retried_with_backoff_and_counted(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 50, bytes(64))
         segment = tmp_path / "wal-0000000001.log"
@@ -169,7 +169,7 @@ def test_a_failed_wal_read_is_retried_with_backoff_and_counted(tmp_path: Path) -
 
 
 def test_a_client_that_reconnects_during_its_backlog_loses_nothing(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=2) as bench:
+    with WalBench(tmp_path, max_in_flight=2) as bench:
         absent(bench, "reader")
         bench.published(bench.named("writer"), "a", 400, bytes(400))
         seen: set[int] = set()

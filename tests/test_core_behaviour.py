@@ -47,7 +47,7 @@ def test_alternating_topics_are_distinguished_after_cache_changes() -> None:
         ]
         for order in orders:
             for publisher in publishers:
-                publisher.feed(b"".join(publish_frame(topic, topic.encode()) for topic in order * 2))
+                publisher.send_bytes(b"".join(publish_frame(topic, topic.encode()) for topic in order * 2))
         bench.settle()
         assert all(message.topic.encode() == message.payload for message in reader.messages)
         assert Counter(reader.payloads) == Counter(topic.encode() for order in orders for topic in order * 4)
@@ -76,7 +76,7 @@ def test_a_partly_sent_frame_is_completed_after_expiry_and_the_rest_of_its_batch
     with Bench(lazy_expiry=lazy) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         reader.stall(room_bytes=30_000)
-        publisher.feed(b"".join(publish_frame("t", bytes([number]) * 20_000, ttl_ms=50) for number in range(3)))
+        publisher.send_bytes(b"".join(publish_frame("t", bytes([number]) * 20_000, ttl_ms=50) for number in range(3)))
         bench.settle()
         assert bench.stats()["queued_messages"] == 3
         bench.settle(advance_ms=60)
@@ -101,12 +101,12 @@ def test_an_expired_message_is_not_delivered_to_a_reader_that_resumes_in_the_sam
 def test_the_flush_interval_applies_once_for_many_batches() -> None:
     with Bench(flush_interval_ms=100, max_batch=1) as bench:
         publisher, reader = bench.attach(), bench.adopt()
-        reader.feed(wire.encode_command(wire.SUB, "t"))
+        reader.send_bytes(wire.encode_command(wire.SUB, "t"))
         bench.settle()
         bench.settle(advance_ms=100)
         reader.drain()
         assert len(reader.subacks) == 1
-        publisher.feed(b"".join(publish_frame("t", bytes([number])) for number in range(5)))
+        publisher.send_bytes(b"".join(publish_frame("t", bytes([number])) for number in range(5)))
         bench.turn()
         bench.turn(99)
         reader.receive()
@@ -123,7 +123,7 @@ def test_a_batch_is_dispatched_when_its_topic_reaches_the_message_limit(run_mess
     with Bench(subscriber_messages=100, run_messages=run_messages) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
         before = bench.stats()["flushes"]
-        publisher.feed(b"".join(publish_frame("t", b"%d" % number) for number in range(300)))
+        publisher.send_bytes(b"".join(publish_frame("t", b"%d" % number) for number in range(300)))
         bench.settle()
         assert reader.payloads == [b"%d" % number for number in range(300)]
         assert bench.stats()["flushes"] - before == flushes
@@ -135,7 +135,7 @@ def test_the_batch_limit_of_a_topic_can_be_changed_while_running() -> None:
         bench.core.limits(bench.config._replace(run_messages=60))
         bench.settle()
         before = bench.stats()["flushes"]
-        publisher.feed(b"".join(publish_frame("t", b"%d" % number) for number in range(300)))
+        publisher.send_bytes(b"".join(publish_frame("t", b"%d" % number) for number in range(300)))
         bench.settle()
         assert bench.stats()["flushes"] - before == 5
 
@@ -148,7 +148,9 @@ def test_a_stuck_queue_with_few_messages_does_not_keep_many_buffers() -> None:
         publisher, stuck, fast = bench.attach(), bench.attach().subscribe("few.*"), bench.attach().subscribe(">")
         stuck.stall()
         for number in range(300):
-            publisher.feed(publish_frame(f"few.{number % 3}", b"%d" % number) + publish_frame("bulk", bytes(30_000)))
+            publisher.send_bytes(
+                publish_frame(f"few.{number % 3}", b"%d" % number) + publish_frame("bulk", bytes(30_000))
+            )
             bench.settle()
         stats = bench.stats()
         assert stats["queued_messages"] == 300 and stats["compacted_bytes"] > 0
@@ -201,8 +203,8 @@ def test_clients_that_subscribe_and_disconnect_leak_nothing() -> None:
         for round_ in range(4):
             clients = [bench.attach() for _ in range(200)]
             for number, client in enumerate(clients):
-                client.feed(wire.encode_command(wire.SUB, f"own.{round_}.{number}"))
-                client.feed(wire.encode_command(wire.SUB, f"{number}/+/#"))
+                client.send_bytes(wire.encode_command(wire.SUB, f"own.{round_}.{number}"))
+                client.send_bytes(wire.encode_command(wire.SUB, f"{number}/+/#"))
             bench.settle()
             clients[0].publish("own.1")
             for client in clients:
@@ -221,17 +223,17 @@ def test_bad_requests_and_broken_frames_leak_no_memory_or_descriptors() -> None:
         used = []
         for _ in range(4):
             for _ in range(25):
-                client.feed(frames)
+                client.send_bytes(frames)
                 bench.settle()
             assert len(client.replies) == 25_000 and {reply.code for reply in client.replies} == {400}
             client.replies.clear()
             for vector in BROKEN:
                 broken = bench.attach()
-                broken.feed(bytes.fromhex(vector["frame"]))
+                broken.send_bytes(bytes.fromhex(vector["frame"]))
                 bench.settle()
                 bench.close(broken)
                 over_socket = bench.adopt()
-                over_socket.feed(bytes.fromhex(vector["frame"]))
+                over_socket.send_bytes(bytes.fromhex(vector["frame"]))
                 over_socket.drain()
                 over_socket.socket.close()
                 bench.settle()
@@ -246,7 +248,7 @@ def test_the_memory_budget_makes_stuck_queues_shrink() -> None:
         for _ in range(5):
             bench.attach().subscribe("t").stall()
         for number in range(100):
-            publisher.feed(publish_frame("t", b"%03d" % number + bytes(1000)) * 100)
+            publisher.send_bytes(publish_frame("t", b"%03d" % number + bytes(1000)) * 100)
             bench.settle()
             stats = bench.stats()
             assert in_use(stats) < (5 << 20) and conserved(stats)
@@ -261,7 +263,7 @@ def test_the_memory_budget_makes_stuck_queues_shrink() -> None:
 def test_a_reading_subscriber_loses_nothing_of_a_batch_larger_than_its_queue(policy: Overflow) -> None:
     with Bench(overflow_policy=policy, subscriber_messages=4, subscriber_bytes=300) as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
-        publisher.feed(b"".join(publish_frame("t", bytes([number])) for number in range(100)))
+        publisher.send_bytes(b"".join(publish_frame("t", bytes([number])) for number in range(100)))
         bench.settle()
         assert reader.payloads == [bytes([number]) for number in range(100)]
 
@@ -271,7 +273,7 @@ def blocked_bench(**limits: Any) -> tuple[Bench, Client, Client]:
     bench = Bench(overflow_policy=Overflow.BLOCK, **{"subscriber_messages": 2, **limits})
     publisher, stuck = bench.attach(), bench.attach().subscribe("t")
     stuck.stall()
-    publisher.feed(b"".join(publish_frame("t", b"%d" % number, ttl_ms=50) for number in range(3)))
+    publisher.send_bytes(b"".join(publish_frame("t", b"%d" % number, ttl_ms=50) for number in range(3)))
     bench.settle()
     stats = bench.stats()
     assert (stats["published"], stats["queued_messages"], stats["blocked_publishers"]) == (2, 2, 1)
@@ -368,7 +370,7 @@ def test_a_client_that_publishes_to_itself_without_reading_blocks_only_itself() 
     with Bench(overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
         client = bench.attach().subscribe("t")
         client.stall()
-        client.feed(publish_frame("t", b"x") * 5)
+        client.send_bytes(publish_frame("t", b"x") * 5)
         bench.settle()
         assert bench.stats()["published"] == 2
         client.read()
@@ -386,7 +388,7 @@ def test_a_full_event_ring_loses_no_request_no_output_and_does_not_spin() -> Non
         bench.present = False
         for number, client in enumerate(clients):
             client.send(wire.SUB, f"own.{number}")
-        reader.feed(b"".join(publish_frame("t", b"%d" % number + bytes(200)) for number in range(1000)))
+        reader.send_bytes(b"".join(publish_frame("t", b"%d" % number + bytes(200)) for number in range(1000)))
         for _ in range(50):
             bench.turn(advance_ms=2)
         assert bench.core.next_timer_ms() > 0
@@ -525,7 +527,7 @@ def test_before_hello_a_command_closes_the_connection() -> None:
 def test_before_hello_a_frame_over_one_kibibyte_is_refused_from_its_length() -> None:
     with Bench(require_hello=1) as bench:
         client = bench.attach()
-        client.feed((1025).to_bytes(4, "big"))
+        client.send_bytes((1025).to_bytes(4, "big"))
         bench.settle()
         assert client.closed is not None and client.closed.reason == CloseReason.TOO_LARGE
         admitted = bench.attach(hello=True)
@@ -581,9 +583,9 @@ def test_the_end_of_in_memory_input_comes_after_earlier_bytes() -> None:
         reader.stall()
         for n in range(50):
             writer.publish("t", b"%d" % n)
-        bench.core.feed_end(writer.conn)
-        half.feed(b"\0\0")  # a frame that stays incomplete
-        bench.core.feed_end(half.conn)
+        bench.core.end_input(writer.conn)
+        half.send_bytes(b"\0\0")  # a frame that stays incomplete
+        bench.core.end_input(half.conn)
         bench.settle()
         assert half.closed is not None and half.closed.reason == CloseReason.EOF
         assert writer.closed is None, "it is held back: most of what it sent has not been taken yet"
@@ -599,7 +601,7 @@ def test_in_memory_input_after_the_end_is_ignored() -> None:
         bench.answering = False
         client.send(wire.SUB, "more")  # its input is paused until this is answered
         bench.settle()
-        bench.core.feed_end(client.conn)
+        bench.core.end_input(client.conn)
         client.publish("t", b"too late")
         bench.settle()
         assert client.closed is None
@@ -620,12 +622,12 @@ def test_attaching_over_the_limit_is_refused() -> None:
 
 def test_a_ping_after_hello_is_answered() -> None:
     with Bench() as bench:
-        client, plain = bench.attach(hello=True), bench.attach()
+        client, legacy = bench.attach(hello=True), bench.attach()
         client.send(wire.PING, seq=(1 << 64) - 1)
-        plain.send(wire.PING, seq=1)
+        legacy.send(wire.PING, seq=1)
         bench.settle()
         assert client.replies == [wire.Reply((1 << 64) - 1, 0, "", 0, b"")]
-        assert plain.replies == [] and plain.closed is None
+        assert legacy.replies == [] and legacy.closed is None
 
 
 def test_a_client_that_does_not_read_its_answers_is_paused_and_loses_none() -> None:
@@ -655,9 +657,9 @@ def test_a_frame_of_one_mebibyte_arrives_whole_in_pieces_of_any_size() -> None:
             reader = bench.attach().subscribe("t")
             frame = publish_frame("t", payload)
             for at in range(0, len(frame), size):
-                publisher.feed(frame[at : at + size])
+                publisher.send_bytes(frame[at : at + size])
                 bench.settle()
-            over_socket.feed(frame)
+            over_socket.send_bytes(frame)
             bench.settle()
             assert reader.payloads == [payload] * 2
             assert publisher.consumed == len(frame)
@@ -668,7 +670,7 @@ def test_frames_may_arrive_byte_by_byte() -> None:
         fed, over_socket, reader = bench.attach(), bench.adopt(), bench.attach().subscribe("t")
         for sender in (fed, over_socket):
             for byte in publish_frame("t", b"first") + publish_frame("t", b"second"):
-                sender.feed(bytes([byte]))
+                sender.send_bytes(bytes([byte]))
                 bench.settle()
         assert reader.payloads == [b"first", b"second"] * 2
 
@@ -678,7 +680,7 @@ def test_an_announced_length_allocates_no_memory() -> None:
         clients = [bench.attach() for _ in range(20)]
         before = in_use(bench.stats())
         for client in clients:
-            client.feed((60 << 20).to_bytes(4, "big") + b"x")
+            client.send_bytes((60 << 20).to_bytes(4, "big") + b"x")
         bench.settle()
         assert in_use(bench.stats()) - before < 20 * 256
 
@@ -686,7 +688,7 @@ def test_an_announced_length_allocates_no_memory() -> None:
 def test_a_bad_request_after_hello_is_answered_400_and_the_connection_stays_open() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
-        client.feed(BAD_TOPIC)
+        client.send_bytes(BAD_TOPIC)
         client.send(wire.SUB, "a.b*", seq=6)
         client.send(wire.PING, seq=7)
         bench.settle()
@@ -697,7 +699,7 @@ def test_a_bad_request_after_hello_is_answered_400_and_the_connection_stays_open
 def test_an_invalid_frame_after_hello_is_answered_400_with_seq_0_and_closes() -> None:
     with Bench() as bench:
         client = bench.attach(hello=True)
-        client.feed(UNVERIFIABLE + wire.encode_command(wire.PING, seq=7))
+        client.send_bytes(UNVERIFIABLE + wire.encode_command(wire.PING, seq=7))
         bench.settle()
         assert [(reply.seq, reply.code) for reply in client.replies] == [(0, 400)]
         assert client.closed is not None and client.closed.reason == CloseReason.FRAME
@@ -707,7 +709,7 @@ def test_an_invalid_frame_after_hello_is_answered_400_with_seq_0_and_closes() ->
 def test_a_bad_frame_of_a_legacy_client_closes_without_an_answer(frame: bytes) -> None:
     with Bench() as bench:
         client = bench.attach()
-        client.feed(frame)
+        client.send_bytes(frame)
         bench.settle()
         assert client.replies == [] and client.closed is not None
         assert client.closed.reason == CloseReason.FRAME and client.closed.detail
@@ -715,14 +717,14 @@ def test_a_bad_frame_of_a_legacy_client_closes_without_an_answer(frame: bytes) -
 
 def test_a_frame_over_the_limit_is_answered_413_and_closes() -> None:
     with Bench(max_frame_bytes=2000) as bench:
-        client, plain = bench.attach(hello=True), bench.attach()
-        for sender in (client, plain):
-            sender.feed((2001).to_bytes(4, "big"))
+        client, legacy = bench.attach(hello=True), bench.attach()
+        for sender in (client, legacy):
+            sender.send_bytes((2001).to_bytes(4, "big"))
         bench.settle()
         assert [(reply.seq, reply.code) for reply in client.replies] == [(0, 413)]
-        assert plain.replies == []
+        assert legacy.replies == []
         assert client.closed is not None and client.closed.reason == CloseReason.TOO_LARGE
-        assert plain.closed is not None and plain.closed.reason == CloseReason.TOO_LARGE
+        assert legacy.closed is not None and legacy.closed.reason == CloseReason.TOO_LARGE
 
 
 def test_a_refused_client_gets_its_reply_before_the_socket_closes() -> None:
@@ -732,7 +734,7 @@ def test_a_refused_client_gets_its_reply_before_the_socket_closes() -> None:
         client.send(wire.HELLO, seq=1, protocol=1)
         bench.settle()
         client.drain()
-        client.feed((2001).to_bytes(4, "big") + bytes(1500))
+        client.send_bytes((2001).to_bytes(4, "big") + bytes(1500))
         receive_until_eof(bench, client)
         assert [reply.code for reply in client.replies] == [0, 413]
         client.socket.close()
@@ -757,15 +759,15 @@ def test_requests_take_effect_in_the_order_sent() -> None:
 
 def test_an_invalid_filter_is_refused_by_the_core_too() -> None:
     with Bench() as bench:
-        client, plain = bench.attach(hello=True), bench.attach()
+        client, legacy = bench.attach(hello=True), bench.attach()
         bench.core.subscribe(client.conn, 4, "a.#.b")
-        bench.core.subscribe(plain.conn, 4, "a.#.b")
+        bench.core.subscribe(legacy.conn, 4, "a.#.b")
         bench.settle()
         assert client.subacks == [] and [(reply.seq, reply.code) for reply in client.replies] == [(4, 400)]
-        assert plain.replies == [] and plain.closed is not None  # a legacy client cannot decode a Reply
+        assert legacy.replies == [] and legacy.closed is not None  # a legacy client cannot decode a Reply
         assert {(event.conn, event.filter, event.refused) for event in bench.unsubscribed} == {
             (client.conn, "a.#.b", True),
-            (plain.conn, "a.#.b", True),
+            (legacy.conn, "a.#.b", True),
         }
 
 
@@ -776,7 +778,7 @@ def test_new_limits_apply_only_to_new_objects() -> None:
     with Bench() as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
-        publisher.feed(publish_frame("t", b"x") * 10)
+        publisher.send_bytes(publish_frame("t", b"x") * 10)
         bench.settle()
         bench.core.limits(bench.config._replace(subscriber_messages=3, default_ttl_ms=50))
         bench.settle()
@@ -793,7 +795,7 @@ def test_limits_out_of_range_change_nothing() -> None:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
         bench.core.limits(bench.config._replace(subscriber_messages=5, max_batch=0))
-        publisher.feed(publish_frame("t", b"x") * 10)
+        publisher.send_bytes(publish_frame("t", b"x") * 10)
         bench.settle()
         assert bench.stats()["queued_messages"] == 2
 
@@ -850,7 +852,7 @@ def test_stop_flushes_reading_clients_and_reports_unread_messages() -> None:
             bench.attach().subscribe("t"),
         )
         stuck.stall()
-        publisher.feed(publish_frame("t", b"x") * 5)
+        publisher.send_bytes(publish_frame("t", b"x") * 5)
         bench.core.stop(1000)
         bench.settle()
         assert len(reader.messages) == 5 and reader.replies[-1].code == 503
@@ -865,7 +867,7 @@ def test_stop_flushes_reading_clients_and_reports_unread_messages() -> None:
 def test_stop_ends_at_once_when_everything_has_been_read() -> None:
     with Bench() as bench:
         publisher, reader = bench.attach(), bench.attach().subscribe("t")
-        publisher.feed(publish_frame("t", b"x") * 5)
+        publisher.send_bytes(publish_frame("t", b"x") * 5)
         bench.core.stop(60_000)
         bench.settle()
         assert bench.stopped == Stopped(0) and len(reader.messages) == 5
@@ -876,7 +878,7 @@ def test_unflushed_messages_are_reported_after_a_full_event_ring() -> None:
     with Bench(ring_bytes=65_536, max_connections=1000) as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
-        publisher.feed(publish_frame("t", b"x") * 5)
+        publisher.send_bytes(publish_frame("t", b"x") * 5)
         bench.settle()
         clients = [bench.attach() for _ in range(900)]
         bench.present = False

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from killed import as_killed
 from stepped import Client, conserved
-from test_core_log import LOG, LoggedBench
+from test_core_log import WAL, WalBench
 
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.wire import frames as wire
 
 TIMEOUT_MS = 100
 LATER_MS = 40 * TIMEOUT_MS  # more than any ack timeout
 
 
-def acknowledge(bench: LoggedBench, client: Client, *ids: int) -> None:
+def acknowledge(bench: WalBench, client: Client, *ids: int) -> None:
     for id_ in ids:
         client.send(wire.ACK, seq=id_)
     bench.settle()
@@ -32,13 +32,13 @@ def numbers(client: Client) -> list[int]:
     return [int(message.payload) for message in client.messages]
 
 
-def publish(bench: LoggedBench, client: Client, topic: str, *payloads: int) -> None:
+def publish(bench: WalBench, client: Client, topic: str, *payloads: int) -> None:
     for payload in payloads:
         bench.published(client, topic, 1, b"%d" % payload)
     bench.settle()
 
 
-def comes_back(bench: LoggedBench, count: int) -> Client:
+def comes_back(bench: WalBench, count: int) -> Client:
     """The durable subscriber, connected again, once it has at least this many messages."""
     client = bench.named("me")
     bench.subscribed(client, "t", durable=True)
@@ -47,18 +47,18 @@ def comes_back(bench: LoggedBench, count: int) -> Client:
     return client
 
 
-def later(bench: LoggedBench, times: int = 1) -> None:
+def later(bench: WalBench, times: int = 1) -> None:
     for _ in range(times):
         bench.settle(LATER_MS)
         bench.until(lambda: bench.stats()["held"] == 0)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> LoggedBench:
-    return LoggedBench(tmp_path, ack_timeout_ms=TIMEOUT_MS, max_deliveries=3)
+def bench(tmp_path: Path) -> WalBench:
+    return WalBench(tmp_path, ack_timeout_ms=TIMEOUT_MS, max_deliveries=3)
 
 
-def test_a_message_for_a_slow_reader_is_queued_once_without_counting_a_delivery(bench: LoggedBench) -> None:
+def test_a_message_for_a_slow_reader_is_queued_once_without_counting_a_delivery(bench: WalBench) -> None:
     with bench:
         slow, publisher = bench.named("slow"), bench.named("publisher")
         bench.subscribed(slow, "t", durable=True)
@@ -76,7 +76,7 @@ def test_a_message_for_a_slow_reader_is_queued_once_without_counting_a_delivery(
         assert bench.stats()["acked"] == 5
 
 
-def test_an_acknowledgement_removes_the_copy_queued_for_redelivery(bench: LoggedBench) -> None:
+def test_an_acknowledgement_removes_the_copy_queued_for_redelivery(bench: WalBench) -> None:
     with bench:
         client, publisher = bench.named("me"), bench.named("publisher")
         bench.subscribed(client, "t", durable=True)
@@ -95,9 +95,7 @@ def test_an_acknowledgement_removes_the_copy_queued_for_redelivery(bench: Logged
 
 
 @pytest.mark.parametrize("other_reads", [True, False])
-def test_a_late_acknowledgement_counts_when_another_member_has_the_message(
-    other_reads: bool, bench: LoggedBench
-) -> None:
+def test_a_late_acknowledgement_counts_when_another_member_has_the_message(other_reads: bool, bench: WalBench) -> None:
     with bench:
         publisher, first, second = (bench.named(name) for name in ("publisher", "first", "second"))
         bench.subscribed(first, "t", group="g")
@@ -123,7 +121,7 @@ def test_a_late_acknowledgement_counts_when_another_member_has_the_message(
 
 
 def test_out_of_order_acknowledgements_survive_a_disconnect(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client, publisher = bench.named("me"), bench.named("publisher")
         bench.subscribed(client, "t", durable=True)
         publish(bench, publisher, "t", *range(10))
@@ -136,14 +134,14 @@ def test_out_of_order_acknowledgements_survive_a_disconnect(tmp_path: Path) -> N
         assert numbers(client) == [0, 4, 10]
 
 
-def restarted(bench: LoggedBench, directory: Path, copy: Path, killed: bool, **limits: int) -> LoggedBench:
+def restarted(bench: WalBench, directory: Path, copy: Path, killed: bool, **limits: int) -> WalBench:
     """The core stops in order, or as if killed: then the final records of an orderly stop are not read."""
     bench.turn(2000)  # acknowledgements are logged lazily
     bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
     if killed:
         directory = as_killed(directory, copy)
     bench.core.free()
-    return LoggedBench(directory, **limits)
+    return WalBench(directory, **limits)
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -151,7 +149,7 @@ def test_out_of_order_acknowledgements_survive_a_restart_and_duplicates_after_a_
     killed: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "log").mkdir()
-    bench = LoggedBench(tmp_path / "log")
+    bench = WalBench(tmp_path / "log")
     client, publisher = bench.named("me"), bench.named("publisher")
     bench.subscribed(client, "t", durable=True)
     publish(bench, publisher, "t", *range(10))
@@ -166,7 +164,7 @@ def test_out_of_order_acknowledgements_survive_a_restart_and_duplicates_after_a_
         assert [message.redelivered for message in client.messages] == [True] * count + [False]
 
 
-def test_a_poison_message_becomes_a_dead_letter_without_affecting_others(bench: LoggedBench) -> None:
+def test_a_poison_message_becomes_a_dead_letter_without_affecting_others(bench: WalBench) -> None:
     with bench:
         dead, publisher = bench.named("dead"), bench.named("publisher")
         bench.subscribed(dead, "$dlq/#", durable=True)
@@ -189,7 +187,7 @@ def test_a_poison_message_becomes_a_dead_letter_without_affecting_others(bench: 
         assert bench.stats()["dead_lettered"] == 1
 
 
-def test_a_poison_message_of_a_group_becomes_a_dead_letter(bench: LoggedBench) -> None:
+def test_a_poison_message_of_a_group_becomes_a_dead_letter(bench: WalBench) -> None:
     with bench:
         dead, publisher = bench.named("dead"), bench.named("publisher")
         bench.subscribed(dead, "$dlq/#", durable=True)
@@ -208,7 +206,7 @@ def test_a_poison_message_of_a_group_becomes_a_dead_letter(bench: LoggedBench) -
         assert bench.stats()["dead_lettered"] == 1 and conserved(bench.stats())
 
 
-def test_a_message_expired_at_one_group_member_is_not_sent_to_another(bench: LoggedBench) -> None:
+def test_a_message_expired_at_one_group_member_is_not_sent_to_another(bench: WalBench) -> None:
     members = [bench.named(name) for name in ("one", "two")]
     for member in members:
         bench.subscribed(member, "t", durable=True, group="g")
@@ -221,7 +219,7 @@ def test_a_message_expired_at_one_group_member_is_not_sent_to_another(bench: Log
     assert bench.stats()["dropped_ttl"] == 1 and conserved(bench.stats())
 
 
-def test_an_unsent_message_of_a_lost_connection_counts_no_delivery_and_is_not_marked(bench: LoggedBench) -> None:
+def test_an_unsent_message_of_a_lost_connection_counts_no_delivery_and_is_not_marked(bench: WalBench) -> None:
     with bench:
         publisher = bench.named("publisher")
         for _ in range(5):  # more often than the delivery limit
@@ -240,7 +238,7 @@ def test_an_unsent_message_of_a_lost_connection_counts_no_delivery_and_is_not_ma
         assert [message.redelivered for message in client.messages] == [False]
 
 
-def test_a_qos_0_group_member_settles_a_message_only_when_it_is_sent(bench: LoggedBench) -> None:
+def test_a_qos_0_group_member_settles_a_message_only_when_it_is_sent(bench: WalBench) -> None:
     with bench:
         publisher, light, heavy = (bench.named(name) for name in ("publisher", "light", "heavy"))
         bench.subscribed(heavy, "t", group="g")
@@ -271,7 +269,7 @@ class Story:
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.random = random.Random(seed)
-        self.log = LOG._replace(max_bytes=4 << 20)
+        self.log = WAL._replace(max_bytes=4 << 20)
         self.directory = directory
         self.published = 0
         self.arrivals: dict[int, int] = {}
@@ -283,10 +281,10 @@ class Story:
 
     def begin(self) -> None:
         limits = {"ack_timeout_ms": TIMEOUT_MS, "max_deliveries": self.TRIES, "max_in_flight": 5}
-        self.bench = LoggedBench(self.directory, self.log, **limits)
+        self.bench = WalBench(self.directory, self.log, **limits)
         self.publisher = self.bench.attach(hello=True)
-        self.undertaker = self.bench.named("undertaker")
-        self.bench.subscribed(self.undertaker, "$dlq/#", durable=True)
+        self.collector = self.bench.named("collector")
+        self.bench.subscribed(self.collector, "$dlq/#", durable=True)
         self.client = self.comes()
 
     def comes(self) -> Client:
@@ -311,9 +309,9 @@ class Story:
             )
             self.ids[number] = message.id
         self.client.messages.clear()
-        self.dead |= {message.id for message in self.undertaker.messages}
-        acknowledge(self.bench, self.undertaker, *(message.id for message in self.undertaker.messages))
-        self.undertaker.messages.clear()
+        self.dead |= {message.id for message in self.collector.messages}
+        acknowledge(self.bench, self.collector, *(message.id for message in self.collector.messages))
+        self.collector.messages.clear()
         assert conserved(self.bench.stats())
 
     def acknowledge(self, number: int) -> None:
@@ -374,8 +372,8 @@ def test_each_message_is_acknowledged_once_or_delivered_up_to_the_limit(seed: in
 
 def test_a_redelivery_to_many_is_marked_in_one_shared_buffer(tmp_path: Path) -> None:
     size, count = 100_000, 40
-    log = LogConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
-    with LoggedBench(tmp_path, log, ack_timeout_ms=1_000, max_sessions=64) as bench:
+    log = WalConfig(max_bytes=4 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
+    with WalBench(tmp_path, log, ack_timeout_ms=1_000, max_sessions=64) as bench:
         clients = [bench.named(f"reader-{number}") for number in range(count)]
         for client in clients:
             bench.subscribed(client, "t", durable=True)

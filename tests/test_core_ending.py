@@ -13,22 +13,22 @@ from pathlib import Path
 
 import pytest
 from stepped import Client, Overflow, SocketClient, conserved
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.native.events import CloseReason
 from blipmq.wire import frames as wire
 
 DISK_MS = 1000
 """How long a record waits for its sync: the disk of these tests is slow."""
-SLOW = LogConfig(
+SLOW = WalConfig(
     max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10, flush_interval_ms=DISK_MS
 )
 
 overs = pytest.mark.parametrize("over", ["socket", "feed"])
 
 
-class EndingBench(LoggedBench):
+class EndingBench(WalBench):
     """TCP or in-memory clients, and both ways to end the input."""
 
     def client(self, over: str, name: str = "") -> Client:
@@ -47,7 +47,7 @@ class EndingBench(LoggedBench):
         if isinstance(client, SocketClient):
             client.socket.shutdown(socket.SHUT_WR)
         else:
-            self.core.feed_end(client.conn)
+            self.core.end_input(client.conn)
 
     def rested(self) -> None:
         """Wait until the WAL has nothing to write: from here on a record waits as long as SLOW."""
@@ -82,7 +82,7 @@ class EndingBench(LoggedBench):
         self.settle()
 
 
-def bench_of(tmp_path: Path, log: LogConfig = SLOW, **limits: int) -> EndingBench:
+def bench_of(tmp_path: Path, log: WalConfig = SLOW, **limits: int) -> EndingBench:
     return EndingBench(tmp_path, log, **limits)
 
 
@@ -229,7 +229,7 @@ def test_bytes_received_before_a_reset_are_processed_although_input_was_paused(t
         reader, client = bench.attach().subscribe("t"), bench.client("socket")
         assert isinstance(client, SocketClient)
         bench.answering = False
-        client.feed(
+        client.send_bytes(
             wire.encode_command(wire.INFO, seq=1) + wire.encode_command(wire.PUB, "t", b"sent, and closed at once")
         )
         bench.until(lambda: bench.asked)

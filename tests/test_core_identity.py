@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from killed import as_killed
 from stepped import Client
-from test_core_log import LOG, LoggedBench
+from test_core_log import WAL, WalBench
 
 from blipmq.wire import frames as wire
 
@@ -31,7 +31,7 @@ LEAVES = {"leave": "", "leave group": "g"}  # UNSUB with keep_durable
 ALL = [*SUBS, *ENDS, "newer connection", "connection ends"]
 BY_BOTH = [(who, what) for who in (0, 1) for what in ALL]
 PLACES = {"max_connections": 8000, "max_sessions": 20_000, "ring_bytes": 1 << 22}
-BIG_LOG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
+BIG_WAL = WAL._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
 
 
 class Twin:
@@ -112,12 +112,12 @@ class Scenario:
     def name(self, who: int) -> str:
         return f"{'AB'[who]} of {self.filter}"
 
-    def client(self, bench: LoggedBench, who: int) -> Client:
+    def client(self, bench: WalBench, who: int) -> Client:
         if who not in self.clients:
             self.clients[who] = bench.named(self.name(who))
         return self.clients[who]
 
-    def step(self, bench: LoggedBench, who: int, what: str) -> None:
+    def step(self, bench: WalBench, who: int, what: str) -> None:
         """Send the request; `answers` checks the answers."""
         if what == "connection ends":
             if who in self.clients:
@@ -196,7 +196,7 @@ class Scenario:
             if not who:
                 self.missed.setdefault(each, []).append(payload)
 
-    def comes_back(self, bench: LoggedBench) -> None:
+    def comes_back(self, bench: WalBench) -> None:
         """Reconnect all stored subscriptions as durable."""
         for who in (0, 1):
             if who in self.twin.durable:
@@ -214,7 +214,7 @@ class Scenario:
             assert sorted(got) == sorted(expected.get(who, [])), (self, "AB"[who], got)
 
 
-def after_all(bench: LoggedBench, scenarios: list[Scenario]) -> None:
+def after_all(bench: WalBench, scenarios: list[Scenario]) -> None:
     """Wait for the answers and check them."""
     bench.settle()
     bench.until(lambda: all(scenario.answered() for scenario in scenarios))
@@ -223,7 +223,7 @@ def after_all(bench: LoggedBench, scenarios: list[Scenario]) -> None:
     assert bench.stats()["sessions"] == sum(scenario.twin.sessions for scenario in scenarios)
 
 
-def publish_all(bench: LoggedBench, scenarios: list[Scenario], publisher: Client, payload: bytes, qos: int) -> None:
+def publish_all(bench: WalBench, scenarios: list[Scenario], publisher: Client, payload: bytes, qos: int) -> None:
     for scenario in scenarios:
         publisher.send(wire.PUB, scenario.filter, payload, qos=qos, seq=1)
     bench.settle()
@@ -233,7 +233,7 @@ def publish_all(bench: LoggedBench, scenarios: list[Scenario], publisher: Client
     bench.settle()
 
 
-def all_got(bench: LoggedBench, scenarios: list[Scenario], light: bytes, heavy: bytes) -> None:
+def all_got(bench: WalBench, scenarios: list[Scenario], light: bytes, heavy: bytes) -> None:
     """Wait for all due messages and check them."""
     for scenario in scenarios:
         scenario.published(heavy)
@@ -245,7 +245,7 @@ def all_got(bench: LoggedBench, scenarios: list[Scenario], light: bytes, heavy: 
     bench.settle()
 
 
-def all_come_back(bench: LoggedBench, scenarios: list[Scenario]) -> None:
+def all_come_back(bench: WalBench, scenarios: list[Scenario]) -> None:
     """Connect all stored subscriptions and check their stored messages."""
     assert bench.stats()["sessions"] == sum(scenario.twin.sessions for scenario in scenarios)
     for scenario in scenarios:
@@ -261,7 +261,7 @@ def run(directory: Path, programs: Iterable[tuple[tuple[int, str], ...]], end: s
     scenarios = [Scenario(number, steps) for number, steps in enumerate(programs)]
     log = directory / "log"
     log.mkdir()
-    with LoggedBench(log, BIG_LOG, **PLACES) as bench:
+    with WalBench(log, BIG_WAL, **PLACES) as bench:
         publisher = bench.attach(hello=True)
         for turn in range(max(len(scenario.steps) for scenario in scenarios)):
             for scenario in scenarios:
@@ -284,7 +284,7 @@ def run(directory: Path, programs: Iterable[tuple[tuple[int, str], ...]], end: s
         bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
         if end == "after a kill":
             log = as_killed(log, directory / "as it was")  # no checkpoint: every record is read again
-    with LoggedBench(log, BIG_LOG, **PLACES) as bench:
+    with WalBench(log, BIG_WAL, **PLACES) as bench:
         all_come_back(bench, scenarios)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from stepped import Bench, Client, Overflow, SocketClient
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
 from blipmq.native.events import CloseReason
 from blipmq.wire import frames as wire
@@ -82,7 +82,7 @@ def test_any_client_frame_satisfies_the_keep_alive(over: str, something: bytes) 
         rounds = 3 if something == b"\0" else 20  # four of these bytes would be a length
         for _ in range(rounds):
             bench.settle(14_000)
-            client.feed(something)
+            client.send_bytes(something)
             bench.settle()
         assert bench.stats()["connections"] == 1
         bench.settle(15_100)
@@ -163,7 +163,7 @@ def test_the_interval_of_an_unadmitted_client_does_not_extend_its_deadline() -> 
 
 
 def test_the_messages_of_a_silent_group_member_go_to_another_at_once(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, keepalive_ms=SERVER_MS, ack_timeout_ms=3_600_000) as bench:
+    with WalBench(tmp_path, keepalive_ms=SERVER_MS, ack_timeout_ms=3_600_000) as bench:
         dead, alive, publisher = bench.attach(), bench.attach(), bench.attach(hello=True)
         hello(dead, 10_000)
         hello(alive, 0)

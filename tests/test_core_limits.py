@@ -22,7 +22,7 @@ def test_input_beyond_the_in_memory_window_closes_the_connection() -> None:
         bench.settle()
         piece = wire.encode_command(wire.PUB, "a", bytes(900)) * 100
         for _ in range(3 * WINDOW_BYTES // len(piece)):
-            client.feed(piece)
+            client.send_bytes(piece)
             bench.settle()
         assert client.closed is not None and client.closed.reason == CloseReason.BROKER
         assert bench.stats()["connections"] == 0
@@ -128,7 +128,7 @@ def test_fan_out_input_is_read_in_smaller_pieces_and_arrives_whole() -> None:
     with Bench() as bench:
         readers = [bench.attach().subscribe("t") for _ in range(2)]
         publisher = bench.adopt(1 << 18)
-        publisher.feed(FRAME)
+        publisher.send_bytes(FRAME)
         bench.settle()
         (waiting,), taken = _published_in_a_turn(bench, [publisher])
         assert taken == (48 << 10) // len(FRAME) < waiting

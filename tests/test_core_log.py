@@ -14,22 +14,22 @@ from typing import Any
 import pytest
 from stepped import Bench, Client, Overflow, conserved
 
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.native.events import Event, Sub, Unsub
 from blipmq.wire import frames as wire
 
-LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10)
+WAL = WalConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=16 << 10, batch_bytes=4 << 10)
 WAITS_MAX = 20_000
 
 
-class LoggedBench(Bench):
+class WalBench(Bench):
     """A bench whose core has a WAL in `directory`; subscriptions are created on request, under the name of the
     client."""
 
-    def __init__(self, directory: Path, log: LogConfig = LOG, **limits: Any) -> None:
+    def __init__(self, directory: Path, log: WalConfig = WAL, **limits: Any) -> None:
         super().__init__(**limits)
         self.names: dict[int, str] = {}
-        self.core.open_log(str(directory), log)
+        self.core.open_wal(str(directory), log)
 
     def named(self, name: str) -> Client:
         client = self.attach(hello=True)
@@ -76,7 +76,7 @@ class LoggedBench(Bench):
 
 
 def test_a_consumer_over_the_limit_is_answered_429_until_one_ends(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_sessions=1) as bench:
+    with WalBench(tmp_path, max_sessions=1) as bench:
         client = bench.named("one")
         bench.subscribed(client, "a")
         client.send(wire.SUB, "b", qos=1, seq=7)
@@ -91,7 +91,7 @@ def test_a_consumer_over_the_limit_is_answered_429_until_one_ends(tmp_path: Path
 def test_grown_consumer_tables_find_all_consumers_also_after_a_restart(tmp_path: Path) -> None:
     kinds: list[dict[str, Any]] = [{}, {"durable": True}, {"group": "g"}, {"durable": True, "group": "h"}]
     filters = [f"place/{number}" for number in range(60)]
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         for name in ("one", "two"):
             client = bench.named(name)
             for fields in kinds:
@@ -101,7 +101,7 @@ def test_grown_consumer_tables_find_all_consumers_also_after_a_restart(tmp_path:
         # one and two have a subscription each, which became durable; they share the group subscriptions
         assert bench.stats()["sessions"] == (2 + 1 + 1) * len(filters)
         bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         assert bench.stats()["sessions"] == (2 + 1) * len(filters)
         for name in ("one", "two"):
             client = bench.named(name)
@@ -127,7 +127,7 @@ def test_qos_1_without_a_wal_is_refused_by_the_core_too() -> None:
 
 
 def test_a_non_durable_consumer_has_an_ordinary_subscriber_queue(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=2) as bench:
+    with WalBench(tmp_path, max_in_flight=2) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         bench.published(writer, "a", 900)
@@ -141,7 +141,7 @@ def test_a_non_durable_consumer_has_an_ordinary_subscriber_queue(tmp_path: Path)
 
 
 def test_a_non_durable_consumer_with_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=2, subscriber_messages=4) as bench:
+    with WalBench(tmp_path, max_in_flight=2, subscriber_messages=4) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         bench.published(writer, "a", 9)
@@ -154,7 +154,7 @@ def test_a_non_durable_consumer_with_a_full_queue_drops_and_counts(tmp_path: Pat
 
 
 def test_a_grown_in_flight_table_finds_every_acknowledged_message(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_in_flight=1000) as bench:
+    with WalBench(tmp_path, max_in_flight=1000) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         bench.published(writer, "a", 700)
@@ -167,7 +167,7 @@ def test_a_grown_in_flight_table_finds_every_acknowledged_message(tmp_path: Path
 
 
 def test_a_message_that_expires_in_flight_is_not_redelivered(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, ack_timeout_ms=1000) as bench:
+    with WalBench(tmp_path, ack_timeout_ms=1000) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         bench.published(writer, "a", 1, ttl_ms=1500)
@@ -177,7 +177,7 @@ def test_a_message_that_expires_in_flight_is_not_redelivered(tmp_path: Path) -> 
 
 
 def test_an_expired_message_is_not_read_back_from_the_wal(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a", durable=True)
         bench.close(reader)
@@ -191,18 +191,18 @@ def test_an_expired_message_is_not_read_back_from_the_wal(tmp_path: Path) -> Non
 
 
 def test_a_publisher_faster_than_the_disk_is_paused_and_loses_nothing(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.subscribed(reader, "a")
         frame = b"".join(wire.encode_command(wire.PUB, "a", bytes(900), qos=1, seq=1 + seq) for seq in range(60))
-        writer.feed(frame)  # many batches of the WAL at once
+        writer.send_bytes(frame)  # many batches of the WAL at once
         bench.until(lambda: len(writer.replies) == 60)
         assert [reply.seq for reply in writer.replies] == list(range(1, 61)) and {r.code for r in writer.replies} == {0}
         bench.until(lambda: len(reader.messages) == 60)
 
 
 def test_a_qos_1_publish_to_a_full_blocking_subscriber_is_answered_503(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
+    with WalBench(tmp_path, overflow_policy=Overflow.BLOCK, subscriber_messages=2) as bench:
         reader, writer = bench.attach().subscribe("a"), bench.named("writer")
         reader.stall()
         bench.published(writer, "a", 2)
@@ -212,7 +212,7 @@ def test_a_qos_1_publish_to_a_full_blocking_subscriber_is_answered_503(tmp_path:
 
 
 def test_a_message_too_large_for_the_wal_is_refused_and_the_connection_stays_open(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         writer = bench.named("writer")
         bench.published(writer, "a", 1, bytes(8000))
         assert writer.replies[-1].code == 503 and "too large for the WAL" in writer.replies[-1].message
@@ -221,11 +221,11 @@ def test_a_message_too_large_for_the_wal_is_refused_and_the_connection_stays_ope
 
 
 def test_messages_queued_behind_a_failed_commit_are_delivered_and_counted(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path / "log") as bench:
+    with WalBench(tmp_path / "log") as bench:
         reader, writer = bench.attach(hello=True).subscribe("b"), bench.named("writer")
         bench.published(writer, "a", 1)
         shutil.rmtree(tmp_path / "log")  # later syncs write to deleted files
-        writer.feed(
+        writer.send_bytes(
             wire.encode_command(wire.PUB, "a", b"QoS 1", qos=1, seq=5)
             + b"".join(wire.encode_command(wire.PUB, "b", b"QoS 0") for _ in range(5))
         )
@@ -237,7 +237,7 @@ def test_messages_queued_behind_a_failed_commit_are_delivered_and_counted(tmp_pa
 
 @pytest.mark.parametrize("kind", [{}, {"group": "g"}], ids=["alone", "group"])
 def test_a_subscription_whose_commit_fails_delivers_nothing(tmp_path: Path, kind: dict[str, Any]) -> None:
-    with LoggedBench(tmp_path / "log") as bench:
+    with WalBench(tmp_path / "log") as bench:
         reader, writer = bench.named("reader"), bench.named("writer")
         bench.published(writer, "a", 1)
         shutil.rmtree(tmp_path / "log")  # later syncs write to deleted files
@@ -251,7 +251,7 @@ def test_a_subscription_whose_commit_fails_delivers_nothing(tmp_path: Path, kind
 
 
 def test_messages_pending_at_the_stop_deadline_are_counted_as_unsent(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG._replace(flush_interval_ms=1000)) as bench:
+    with WalBench(tmp_path, WAL._replace(flush_interval_ms=1000)) as bench:
         reader, writer = bench.attach(hello=True).subscribe("b"), bench.named("writer")
         writer.send(wire.PUB, "a", b"QoS 1", qos=1, seq=5)
         for _ in range(5):
@@ -264,7 +264,7 @@ def test_messages_pending_at_the_stop_deadline_are_counted_as_unsent(tmp_path: P
 
 
 def test_a_full_wal_writes_no_useless_checkpoint(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         away, publisher = bench.named("away"), bench.named("publisher")
         bench.subscribed(away, "t", durable=True)
         bench.close(away)
@@ -281,7 +281,7 @@ def test_a_full_wal_writes_no_useless_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_message_that_expires_while_pending_on_disk_is_dropped_and_counted(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         durable, plain, publisher = bench.named("durable"), bench.named("plain"), bench.named("publisher")
         bench.subscribed(durable, "t", durable=True)
         plain.send(wire.SUB, "t")

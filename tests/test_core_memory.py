@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from stepped import Bench, Client, Overflow, conserved
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.native.events import CloseReason
 from blipmq.wire import frames as wire
 
@@ -44,7 +44,7 @@ def test_unread_group_queues_stay_within_the_budget(policy: Overflow) -> None:
         for _ in range(60):
             if bench.stats()["blocked_publishers"]:
                 break
-            publisher.feed(publish_frame("t", bytes(10_000)) * 20)
+            publisher.send_bytes(publish_frame("t", bytes(10_000)) * 20)
             bench.settle()
             assert used(bench) < ALLOWED
         assert policy != Overflow.BLOCK or bench.stats()["blocked_publishers"] == 1
@@ -55,17 +55,17 @@ def test_unread_group_queues_stay_within_the_budget(policy: Overflow) -> None:
         assert used(bench) < before + (1 << 20)
 
 
-LOG = LogConfig(max_bytes=64 << 20, reserve_bytes=0, segment_bytes=4 << 20, batch_bytes=1 << 20)
+WAL = WalConfig(max_bytes=64 << 20, reserve_bytes=0, segment_bytes=4 << 20, batch_bytes=1 << 20)
 
 
 def test_qos_0_messages_pending_behind_a_commit_pause_their_publisher(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG, memory_bytes=4 * BUDGET, max_frame_bytes=1 << 20) as bench:
+    with WalBench(tmp_path, WAL, memory_bytes=4 * BUDGET, max_frame_bytes=1 << 20) as bench:
         reader = bench.named("reader")
         reader.subscribe("t")
         publishers = [bench.attach(hello=True) for _ in range(2)]
         for who, publisher in enumerate(publishers):
-            publisher.feed(publish_frame("t", b"%d 0" % who, qos=1, seq=5))
-            publisher.feed(
+            publisher.send_bytes(publish_frame("t", b"%d 0" % who, qos=1, seq=5))
+            publisher.send_bytes(
                 b"".join(publish_frame("t", b"%d %d " % (who, number) + bytes(10_000)) for number in range(1, 60))
             )
         bench.turn()  # all input arrived in one turn: no sync has ended
@@ -88,7 +88,7 @@ def test_unread_replies_are_bounded_in_memory() -> None:
             bench.settle()
             assert used(bench) < ALLOWED
         for client in clients[40:]:
-            client.feed(wire.encode_command(wire.PING, "", seq=3) * 300)
+            client.send_bytes(wire.encode_command(wire.PING, "", seq=3) * 300)
             bench.settle()
             assert used(bench) < ALLOWED
         closed = [client for client in clients if client.closed is not None]
@@ -132,7 +132,7 @@ def test_output_in_transit_through_python_is_bounded() -> None:
             reader.reading = False
         publisher = bench.attach()
         for _ in range(30):
-            publisher.feed(publish_frame("t", bytes(10_000)) * 4)
+            publisher.send_bytes(publish_frame("t", bytes(10_000)) * 4)
             bench.settle()
         untaken = sum(reader.untaken for reader in readers)
         assert untaken <= BUDGET / 4 + 101 * (16 << 10)
@@ -148,7 +148,7 @@ def test_incomplete_input_over_a_quarter_of_the_budget_closes_its_connection() -
         senders: list[Client] = [bench.attach() for _ in range(50)]
         piece = publish_frame("t", bytes(900_000))[:200_000]
         for sender in senders:
-            sender.feed(piece)
+            sender.send_bytes(piece)
             bench.settle()
             assert used(bench) < ALLOWED
         assert any(sender.closed for sender in senders)
@@ -164,7 +164,7 @@ def test_small_messages_to_a_thousand_subscribers_stay_within_the_budget() -> No
         publisher = bench.attach()
         for _ in range(20):
             for _ in range(10):
-                publisher.feed(publish_frame("t", b"x") + publish_frame("u", b"x"))
+                publisher.send_bytes(publish_frame("t", b"x") + publish_frame("u", b"x"))
             bench.turn()
             assert used(bench) < ALLOWED
         bench.settle()

@@ -142,7 +142,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         data = frames_of(batch)
         edges = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
         for start, stop in pairwise(edges):
-            client.feed(data[start:stop])
+            client.send_bytes(data[start:stop])
             if slowly:
                 self.bench.settle()
         self.bench.settle()
@@ -280,7 +280,7 @@ class Readers:
         self.publishers = [bench.attach(), bench.attach()]
         self.sockets: list[SocketClient] = [bench.adopt(), bench.adopt()]
         for client in self.sockets:
-            client.feed(wire.encode_command(wire.SUB, "t.>"))
+            client.send_bytes(wire.encode_command(wire.SUB, "t.>"))
             bench.settle()
             client.drain()
         self.fed = [bench.attach().subscribe("t.*") for _ in rooms]
@@ -300,7 +300,7 @@ class Readers:
             payload = b"%d:%d:" % (publisher, number) + random.Random(number).randbytes(size)
             self.sent[publisher].append(payload)
             batch.append(Publish("t.a" if number % 7 else "t.b", payload, self.ttl_ms))
-        self.publishers[publisher].feed(frames_of(batch))
+        self.publishers[publisher].send_bytes(frames_of(batch))
         self.bench.settle()
 
     def read(self, index: int, size: int) -> None:

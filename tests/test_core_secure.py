@@ -450,7 +450,7 @@ def test_after_the_answers_are_read_input_continues(begin: Begin) -> None:
     for _ in range(300):
         client.raw(b"".join(client.records.seal(ASK) for _ in range(100)))
         client.pump()
-    client.feed(wire.encode_command(wire.PUB, "t", b"x"))
+    client.send_bytes(wire.encode_command(wire.PUB, "t", b"x"))
     client.pump()
     assert client.kinds.count(ASK) == 30_000
     assert bench.stats()["published"] == 1

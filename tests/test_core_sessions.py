@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from stepped import Client
-from test_core_log import LOG, LoggedBench
+from test_core_log import WAL, WalBench
 
 from blipmq.wire import frames as wire
 
@@ -28,14 +28,14 @@ def kind_name(kind: dict[str, Any]) -> str:
 LONG_NAME = "me, by a name that makes a longer record of a subscription than a publish without a payload is, by far"
 
 
-def full_batch(bench: LoggedBench, *publishers: Client) -> None:
+def full_batch(bench: WalBench, *publishers: Client) -> None:
     """Send so much at once that the WAL batch accepts nothing more in this turn: large messages, then small ones."""
     for publisher, size in zip(publishers, (600, 0), strict=True):
         frames = (wire.encode_command(wire.PUB, "fill", bytes(size), qos=1) for _ in range(60))
-        bench.core.feed(publisher.conn, b"".join(frames))
+        bench.core.input(publisher.conn, b"".join(frames))
 
 
-def asked_behind_a_full_batch(bench: LoggedBench, client: Client, **request: Any) -> None:
+def asked_behind_a_full_batch(bench: WalBench, client: Client, **request: Any) -> None:
     """The request meets a WAL batch without space for its record: its event is answered after the messages that fill
     the batch."""
     bench.answering = False
@@ -49,7 +49,7 @@ def asked_behind_a_full_batch(bench: LoggedBench, client: Client, **request: Any
     assert (answer.seq, answer.code) == (77, 503)
 
 
-def comes(bench: LoggedBench, client: Client, topic: str) -> list[tuple[bytes, int]]:
+def comes(bench: WalBench, client: Client, topic: str) -> list[tuple[bytes, int]]:
     """The messages that the client gets of a QoS 0 and a QoS 1 publish."""
     publisher = bench.attach(hello=True)
     publisher.publish(topic, b"light")
@@ -63,7 +63,7 @@ def comes(bench: LoggedBench, client: Client, topic: str) -> list[tuple[bytes, i
 
 @pytest.mark.parametrize("kind", KINDS, ids=kind_name)
 def test_a_subscription_refused_at_the_limit_leaves_no_state(kind: dict[str, Any], tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_sessions=1) as bench:
+    with WalBench(tmp_path, max_sessions=1) as bench:
         bench.subscribed(bench.named("other"), "other")
         before = bench.stats()
         client = bench.named("me")
@@ -80,43 +80,43 @@ def test_a_subscription_refused_at_the_limit_leaves_no_state(kind: dict[str, Any
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "durable" in kind], ids=kind_name)
 def test_a_durable_subscription_whose_commit_fails_leaves_no_state(kind: dict[str, Any], tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client = bench.named(LONG_NAME)
         asked_behind_a_full_batch(bench, client, action=wire.SUB, topic="t", **kind)
         assert comes(bench, client, "t") == [] and bench.stats()["sessions"] == 0
         assert [event.refused for event in bench.unsubscribed] == [True]
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         assert bench.stats()["sessions"] == 0
 
 
 @pytest.mark.parametrize("before", [{"qos": 0}, {"qos": 1}, {"qos": 1, "group": "g"}], ids=kind_name)
 def test_a_subscription_that_cannot_become_durable_is_unchanged(before: dict[str, Any], tmp_path: Path) -> None:
     group = {"group": before["group"]} if "group" in before else {}
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client = bench.named(LONG_NAME)
         client.send(wire.SUB, "t", seq=5, **before)
         bench.until(lambda: client.subacks)
         asked_behind_a_full_batch(bench, client, action=wire.SUB, topic="t", qos=1, durable=True, **group)
         assert comes(bench, client, "t") == [(b"light", 0), (b"heavy", before["qos"])]
         assert bench.unsubscribed == []
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         assert bench.stats()["sessions"] == 0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "durable" in kind], ids=kind_name)
 def test_a_subscription_whose_end_fails_to_commit_is_unchanged(kind: dict[str, Any], tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client = bench.named(LONG_NAME)
         bench.subscribed(client, "t", **{key: value for key, value in kind.items() if key != "qos"})
         asked_behind_a_full_batch(bench, client, action=wire.UNSUB, topic="t")
         assert sorted(comes(bench, client, "t")) == [(b"heavy", 1), (b"light", 0)]
         assert bench.unsubscribed == []
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         assert bench.stats()["sessions"] == 1
 
 
 def test_messages_queued_before_a_subscription_became_durable_are_kept(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client, publisher = bench.named("me"), bench.named("publisher")
         bench.subscribed(client, "t")
         bench.published(publisher, "t", 3)
@@ -132,7 +132,7 @@ def test_messages_queued_before_a_subscription_became_durable_are_kept(tmp_path:
         bench.until(lambda: len(again.messages) == 5)
         assert [message.id for message in again.messages] == first
         bench.until(lambda: bench.stats()["log_next_lsn"] - 1 == bench.stats()["log_durable_lsn"])
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         last = bench.named("me")
         bench.subscribed(last, "t", durable=True)
         bench.until(lambda: len(last.messages) == 5)
@@ -140,7 +140,7 @@ def test_messages_queued_before_a_subscription_became_durable_are_kept(tmp_path:
 
 
 def test_each_durable_client_id_of_a_group_counts_as_a_consumer(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, max_sessions=3) as bench:
+    with WalBench(tmp_path, max_sessions=3) as bench:
         clients = [bench.named(f"worker {number}") for number in range(4)]
         for client in clients[:3]:
             bench.subscribed(client, "t", durable=True, group="g")
@@ -154,15 +154,15 @@ def test_each_durable_client_id_of_a_group_counts_as_a_consumer(tmp_path: Path) 
 
 
 def test_a_group_has_at_most_1024_durable_client_ids(tmp_path: Path) -> None:
-    big = LOG._replace(max_bytes=8 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
-    with LoggedBench(tmp_path, big, max_sessions=5000, max_connections=1200) as bench:
+    big = WAL._replace(max_bytes=8 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
+    with WalBench(tmp_path, big, max_sessions=5000, max_connections=1200) as bench:
         clients = [bench.named(f"worker {number}") for number in range(1025)]
         for client in clients:
             client.send(wire.SUB, "t", qos=1, durable=True, group="g", seq=4)
         bench.until(lambda: all(client.subacks or client.replies for client in clients))
         refused = [client.replies[0] for client in clients if client.replies]
         assert [answer.code for answer in refused] == [429] and "1024 durable" in refused[0].message
-    with LoggedBench(tmp_path, big, max_sessions=5000) as bench:
+    with WalBench(tmp_path, big, max_sessions=5000) as bench:
         leaving = bench.named("worker 7")
         for code in (0, 404):  # subscriptions read at a restart are ended one by one
             leaving.send(wire.UNSUB, "t", group="g", seq=5)
@@ -174,8 +174,8 @@ def test_a_group_has_at_most_1024_durable_client_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_groups_of_the_previous_wal_version_keep_their_owners(how: str, tmp_path: Path) -> None:
     directory = shutil.copytree(KEPT / how, tmp_path / "log")
-    small = LOG._replace(max_bytes=64 << 10)
-    with LoggedBench(directory, small) as bench:
+    small = WAL._replace(max_bytes=64 << 10)
+    with WalBench(directory, small) as bench:
         assert bench.stats()["sessions"] == 2
         one = bench.named("one")
         bench.subscribed(one, "orders", durable=True)
@@ -186,11 +186,11 @@ def test_groups_of_the_previous_wal_version_keep_their_owners(how: str, tmp_path
         one.send(wire.UNSUB, "jobs", seq=3)
         bench.until(lambda: one.replies)
         assert bench.stats()["sessions"] == 2, "two keeps it"
-    with LoggedBench(directory, small) as bench:
+    with WalBench(directory, small) as bench:
         assert bench.stats()["sessions"] == 2
         two = bench.named("two")
         two.send(wire.UNSUB, "jobs", seq=3)
         bench.until(lambda: two.replies)
         assert (two.replies.pop().code, bench.stats()["sessions"]) == (0, 1)
-    with LoggedBench(directory, small) as bench:
+    with WalBench(directory, small) as bench:
         assert bench.stats()["sessions"] == 1

@@ -12,10 +12,10 @@ import pytest
 from blipmq._native import ffi, lib
 from blipmq.config.core_settings import CORE, WAL
 from blipmq.config.settings import KEYS, Config
-from blipmq.native.config import CoreConfig, LogConfig
+from blipmq.native.config import CoreConfig, WalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-STRUCTS = [("bq_config", CoreConfig, CORE), ("bq_wal_config", LogConfig, WAL)]
+STRUCTS = [("bq_config", CoreConfig, CORE), ("bq_wal_config", WalConfig, WAL)]
 
 
 def struct_of(name, values=None):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from stepped import Bench, Client, Overflow, conserved
-from test_core_log import LOG, LoggedBench
+from test_core_log import WAL, WalBench
 
 from blipmq.wire import frames as wire
 
@@ -22,7 +22,7 @@ FEW_TURNS = 4
 SHARE = 1024  # work units of one connection at a time: WORK_SHARE
 MEMBERS = 1500
 WINDOW = 4000
-BIG = LOG._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
+BIG = WAL._replace(max_bytes=64 << 20, segment_bytes=1 << 20, batch_bytes=256 << 10)
 
 
 def overlapping(count: int, levels: int = DEEP) -> list[str]:
@@ -72,14 +72,14 @@ def test_overlapping_filters_and_new_topics_delay_only_their_publisher() -> None
     with Bench() as bench:
         beside = Beside(bench)
         attacker = bench.attach().subscribe(*overlapping(1000))
-        attacker.feed(fresh_topics(40))
+        attacker.send_bytes(fresh_topics(40))
         assert messages_beside(beside, lambda: len(attacker.messages) == 40) > 100
 
 
 def test_the_work_for_one_publisher_in_a_turn_is_bounded() -> None:
     with Bench() as bench:
         attacker = bench.attach().subscribe(*overlapping(1000))
-        attacker.feed(fresh_topics(10))
+        attacker.send_bytes(fresh_topics(10))
         done, most = bench.stats()["work"], 0
         while len(attacker.messages) < 10:
             now = bench.stats()["work"]  # request and answer: a turn or two
@@ -91,7 +91,7 @@ def test_constantly_changing_filters_do_not_prevent_a_match_from_finishing() -> 
     with Bench() as bench:
         attacker = bench.attach().subscribe(*overlapping(200))
         other = bench.attach()
-        attacker.feed(fresh_topics(1))
+        attacker.send_bytes(fresh_topics(1))
         for _ in range(200):
             other.subscribe("a/#")
             other.send(wire.UNSUB, "a/#")
@@ -105,13 +105,13 @@ def test_changes_of_unrelated_filters_do_not_affect_a_topic() -> None:
     with Bench() as bench:
         attacker = bench.attach().subscribe(*overlapping(300))
         other = bench.attach()
-        attacker.feed(fresh_topics(1))
+        attacker.send_bytes(fresh_topics(1))
         bench.settle()
         before = bench.stats()["work"]
         for _ in range(20):
             other.subscribe("elsewhere/#")
             other.send(wire.UNSUB, "elsewhere/#")
-            attacker.feed(fresh_topics(1))
+            attacker.send_bytes(fresh_topics(1))
             bench.settle()
         assert len(attacker.messages) == 21
         assert bench.stats()["work"] - before < 20 * 300  # less than one search of 300 filters for each message
@@ -122,7 +122,7 @@ def test_a_flood_of_small_frames_is_read_in_shares_without_loss() -> None:
         beside = Beside(bench)
         attacker = bench.attach(hello=True)
         topics = [wire.encode_command(wire.PUB, f"t{number % 100}", b"") for number in range(4000)]
-        attacker.feed(b"".join(topics))
+        attacker.send_bytes(b"".join(topics))
         assert messages_beside(beside, lambda: bench.stats()["published"] == 4000 + beside.sent) > 1
         assert bench.stats()["share_stops"] > 5
 
@@ -133,7 +133,7 @@ def test_a_topic_with_many_subscribers_does_not_delay_others() -> None:
         crowd = [bench.attach().subscribe("wide", "too") for _ in range(600)]
         attacker = bench.attach()
         for _ in range(3):
-            attacker.feed(b"".join(wire.encode_command(wire.PUB, topic, b"x") for topic in ["wide", "too"] * 20))
+            attacker.send_bytes(b"".join(wire.encode_command(wire.PUB, topic, b"x") for topic in ["wide", "too"] * 20))
         assert messages_beside(beside, lambda: all(len(client.messages) == 120 for client in crowd)) > 5
 
 
@@ -144,10 +144,10 @@ def test_a_queue_drop_scans_undroppable_messages_only_once() -> None:
         for _ in range(500):
             bench.core.reply(slow.conn, 0, 1, "")
         bench.settle()
-        attacker.feed(b"".join(wire.encode_command(wire.PUB, f"q{number & 1}", b"y") for number in range(100)))
+        attacker.send_bytes(b"".join(wire.encode_command(wire.PUB, f"q{number & 1}", b"y") for number in range(100)))
         bench.settle()
         before = bench.stats()
-        attacker.feed(b"".join(wire.encode_command(wire.PUB, f"q{number & 1}", b"y") for number in range(1000)))
+        attacker.send_bytes(b"".join(wire.encode_command(wire.PUB, f"q{number & 1}", b"y") for number in range(1000)))
         bench.settle()
         after = bench.stats()
         assert after["dropped_queue_full"] - before["dropped_queue_full"] == 1000
@@ -272,7 +272,7 @@ def join(bench: Bench, members: list[Client], filter: str) -> None:
 
 
 def test_a_full_group_of_thousands_is_searched_once_and_the_search_is_counted(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, BIG, max_connections=3000, max_in_flight=1, ring_bytes=1 << 22) as bench:
+    with WalBench(tmp_path, BIG, max_connections=3000, max_in_flight=1, ring_bytes=1 << 22) as bench:
         writer = bench.attach(hello=True)
         members = {count: [bench.attach(hello=True) for _ in range(count)] for count in (2, MEMBERS)}
         works = []
@@ -294,7 +294,7 @@ def test_a_full_group_of_thousands_is_searched_once_and_the_search_is_counted(tm
 
 
 def test_a_window_pending_for_a_member_is_sent_in_parts(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, BIG, max_in_flight=WINDOW, ring_bytes=1 << 22) as bench:
+    with WalBench(tmp_path, BIG, max_in_flight=WINDOW, ring_bytes=1 << 22) as bench:
         busy, writer = bench.attach(hello=True), bench.attach(hello=True)
         bench.subscribed(busy, "jobs", group="workers")
         busy.stall()

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 from stepped import conserved
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.wire import frames as wire
 
-LOG = LogConfig(max_bytes=128 << 10, reserve_bytes=0, segment_bytes=32 << 10, batch_bytes=8 << 10)
+WAL = WalConfig(max_bytes=128 << 10, reserve_bytes=0, segment_bytes=32 << 10, batch_bytes=8 << 10)
 FULL = 503
 
 
-def absent(bench: LoggedBench, filter: str, name: str = "away") -> None:
+def absent(bench: WalBench, filter: str, name: str = "away") -> None:
     client = bench.named(name)
     bench.subscribed(client, filter, durable=True)
     bench.close(client)
 
 
-def fill(bench: LoggedBench, topic: str, ttl_ms: int) -> int:
+def fill(bench: WalBench, topic: str, ttl_ms: int) -> int:
     """Publish until the WAL is full; returns the number of accepted messages."""
     client = bench.named("publisher")
     for count in range(1_000):
@@ -38,7 +38,7 @@ def fill(bench: LoggedBench, topic: str, ttl_ms: int) -> int:
     raise AssertionError("the WAL was never full")
 
 
-def takes(bench: LoggedBench, topic: str = "other") -> bool:
+def takes(bench: WalBench, topic: str = "other") -> bool:
     client = bench.named("taker")
     client.send(wire.PUB, topic, b"x", qos=1, seq=1)
     bench.until(lambda: client.replies)
@@ -47,13 +47,13 @@ def takes(bench: LoggedBench, topic: str = "other") -> bool:
     return code == 0
 
 
-def until_taken(bench: LoggedBench) -> None:
+def until_taken(bench: WalBench) -> None:
     bench.until(lambda: bench.stats()["log_state"] == 1, advance_ms=20)
     assert takes(bench)
 
 
 def test_a_wal_full_of_expired_messages_accepts_publishes_while_its_subscriber_is_away(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         absent(bench, "t")
         count = fill(bench, "t", ttl_ms=500)
         assert not takes(bench)
@@ -62,7 +62,7 @@ def test_a_wal_full_of_expired_messages_accepts_publishes_while_its_subscriber_i
 
 
 def test_unexpired_messages_are_kept_and_delivered_in_order(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         absent(bench, "t")
         fill(bench, "t", ttl_ms=500)
         until_taken(bench)
@@ -80,7 +80,7 @@ def test_unexpired_messages_are_kept_and_delivered_in_order(tmp_path: Path) -> N
 
 
 def test_a_message_without_expiry_keeps_the_wal_and_is_scanned_once(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         absent(bench, "t")
         bench.published(bench.named("publisher"), "t", 1, b"kept")
         fill(bench, "t", ttl_ms=500)
@@ -100,7 +100,7 @@ def test_a_message_without_expiry_keeps_the_wal_and_is_scanned_once(tmp_path: Pa
 
 @pytest.mark.parametrize("sessions", [1, 20])
 def test_expired_messages_of_many_absent_subscribers_are_released(tmp_path: Path, sessions: int) -> None:
-    with LoggedBench(tmp_path, LOG, max_sessions=64) as bench:
+    with WalBench(tmp_path, WAL, max_sessions=64) as bench:
         for number in range(sessions):
             absent(bench, "t", f"away-{number}")
         fill(bench, "t", ttl_ms=500)
@@ -109,10 +109,10 @@ def test_expired_messages_of_many_absent_subscribers_are_released(tmp_path: Path
 
 
 def test_expired_messages_are_released_after_a_restart(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         absent(bench, "t")
         fill(bench, "t", ttl_ms=5_000)
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         assert not takes(bench)
         bench.turn(6_000)
         until_taken(bench)

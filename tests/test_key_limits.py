@@ -12,7 +12,7 @@ import pytest
 from broker_process import until
 from raw_client import RawClient
 from stepped import Client
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 from test_session_list import settings
 
 import blipmq
@@ -23,7 +23,7 @@ from blipmq.errors import Refused
 from blipmq.wire import frames as wire
 
 
-class KeyedBench(LoggedBench):
+class KeyedBench(WalBench):
     """Every client is admitted with a key: its name is the key name, a separator and the client_id."""
 
     def answer(self, event: Any) -> None:

@@ -142,7 +142,7 @@ def a_client_talks_nonsense(scene):
     scene.client().send(b"\x00\x00\x00\x08GET / HT")
 
 
-def strangers_and_a_key_with_few_rights_come(scene):
+def unadmitted_clients_and_a_key_with_few_rights_connect(scene):
     """The key file does not exist when the broker starts."""
     key = keys.add_key("keys", "sensor", ["pub:site/1"])
     deadline = time.monotonic() + 60
@@ -192,7 +192,7 @@ def connections_come_faster_than_they_may(scene):
 KEYED = {"auth": {"api_keys": ["a-key-that-nobody-comes-with"]}}
 
 
-def strangers_stand_in_the_door(scene):
+def unadmitted_clients_connect(scene):
     for _ in range(4):
         scene.client()  # loopback clients: the last two displace the first two, and then reach their own deadline
 
@@ -288,7 +288,7 @@ def a_file_is_written(scene):
 LOGGED = {"wal": {"directory": "log"}}
 QUICK = {"qos1": {"ack_timeout_ms": 100, "max_deliveries": 2}}
 # The smallest possible WAL: four files, each twice the size of a sync batch.
-SMALL_LOG = {
+SMALL_WAL = {
     "server": {"max_message_size_bytes": 4096},
     "wal": {"directory": "log", "segment_size_bytes": 512 << 10, "max_bytes": 2 << 20, "reserve_bytes": 0},
 }
@@ -352,7 +352,7 @@ def a_subscriber_goes_away_and_the_log_fills_up(scene):
     for _ in range((2 << 20) // 4000):
         if publish_qos1(writer, "orders", bytes(4000)):
             return
-    raise AssertionError("the log holds more than wal.max_bytes")
+    raise AssertionError("the WAL holds more than wal.max_bytes")
 
 
 def the_log_goes_round(scene):
@@ -461,7 +461,7 @@ CAUSES = [
     ),
     (connections_come_faster_than_they_may, {"limits": {"accept_rate": 1, "accept_burst": 2}}, "blipmq_accept_rests_total"),
     (
-        strangers_stand_in_the_door,
+        unadmitted_clients_connect,
         {**KEYED, "limits": {"max_pending": 2, "max_pending_per_address": 1, "hello_timeout_ms": 100}},
         """blipmq_connections_refused_total{reason="max_pending"} blipmq_connections_hello_timeouts_total
         blipmq_connections_refused_total{reason="max_pending_per_address"}""",
@@ -475,7 +475,7 @@ CAUSES = [
     ),
     (
         a_forgotten_subscription_is_over_its_quota,
-        {**SMALL_LOG, "qos1": {"session_log_bytes": 65536, "session_overflow": "drop"}},
+        {**SMALL_WAL, "qos1": {"session_log_bytes": 65536, "session_overflow": "drop"}},
         'blipmq_messages_dropped_total{reason="session_log_bytes"} blipmq_sessions_over_quota_total',
     ),
     (
@@ -508,7 +508,7 @@ CAUSES = [
         'blipmq_config_reloads_total{result="refused"} blipmq_config_last_reload_successful',
     ),
     (
-        strangers_and_a_key_with_few_rights_come, {"auth": {"keys_file": "keys"}},
+        unadmitted_clients_and_a_key_with_few_rights_connect, {"auth": {"keys_file": "keys"}},
         """blipmq_keys blipmq_keys_file_ok blipmq_logins_refused_total
         blipmq_publishes_refused_total{reason="not_allowed"}""",
     ),
@@ -528,13 +528,13 @@ CAUSES = [
     ),
     (publishes_wait_for_the_disk, {"wal": {**LOGGED["wal"], "flush_interval_ms": 1000}}, "blipmq_log_held"),
     (
-        a_subscriber_goes_away_and_the_log_fills_up, SMALL_LOG,
+        a_subscriber_goes_away_and_the_log_fills_up, SMALL_WAL,
         """blipmq_log_state blipmq_sessions_behind blipmq_log_bytes blipmq_log_segments blipmq_sessions_absent
         blipmq_sessions_lag_messages blipmq_sessions_lag_bytes blipmq_session_lag_messages blipmq_session_lag_bytes
         blipmq_session_log_bytes blipmq_session_oldest_seconds""",
     ),
-    (the_log_goes_round, SMALL_LOG, "blipmq_log_reclaimed_segments_total blipmq_log_checkpoint_lsn blipmq_log_free_bytes"),
-    (the_log_fails, SMALL_LOG, "blipmq_log_errno"),
+    (the_log_goes_round, SMALL_WAL, "blipmq_log_reclaimed_segments_total blipmq_log_checkpoint_lsn blipmq_log_free_bytes"),
+    (the_log_fails, SMALL_WAL, "blipmq_log_errno"),
     (the_disk_returns_something_else, LOGGED, "blipmq_log_lost_records_total blipmq_log_read_bytes_total"),
     (the_logs_file_is_not_there, LOGGED, "blipmq_sessions_unread blipmq_log_read_failures_total"),
     (
@@ -546,7 +546,7 @@ CAUSES = [
 ]  # fmt: skip
 
 # Series that do not change, or not on this machine; each has its own test below. The descriptor series is tested in
-# test_show_door.py, that of dropped dead letters in test_core_letters.py.
+# test_show_admission.py, that of dropped dead letters in test_core_dead_letters.py.
 FIXED = (
     """blipmq_build_info blipmq_connections_max process_max_fds process_start_time_seconds blipmq_scrape_incomplete
     blipmq_log_limit_bytes blipmq_log_reserve_bytes blipmq_board_temperature_celsius blipmq_board_throttled

@@ -4,7 +4,7 @@ import pytest
 
 from blipmq._native import ffi, lib
 from blipmq.base.peer import peer_name
-from blipmq.native.config import CoreConfig, LogConfig
+from blipmq.native.config import CoreConfig, WalConfig
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreBusy, CoreError
 from blipmq.native.events import (
@@ -14,14 +14,14 @@ from blipmq.native.events import (
     Attached,
     Closed,
     CloseReason,
-    Fed,
+    Consumed,
     Hello,
     Out,
     Stats,
     Sub,
     Subscriber,
 )
-from blipmq.native.log import LogReport
+from blipmq.native.wal import WalReport
 from blipmq.wire import frames as wire
 
 SMALL = CoreConfig(ring_bytes=1 << 16)
@@ -73,7 +73,7 @@ def test_the_counters_are_unsigned_64_bit_without_gaps():
 
 
 def test_wal_settings_and_reports_have_the_declared_fields_in_order():
-    for declared, ours in (("bq_wal_config_t", LogConfig), ("bq_wal_report_t", LogReport)):
+    for declared, ours in (("bq_wal_config_t", WalConfig), ("bq_wal_report_t", WalReport)):
         assert ours._fields == tuple(name for name, _ in ffi.typeof(declared).fields)
 
 
@@ -90,11 +90,11 @@ def test_settings_out_of_range_raise_and_create_no_core():
 
 def test_a_core_stepped_by_hand_serves_a_connection_without_a_socket(core):
     conn = attach(core)
-    core.feed(conn, wire.encode_command(wire.SUB, "t", seq=5))
+    core.input(conn, wire.encode_command(wire.SUB, "t", seq=5))
     events = events_until(core, 2)
     assert Sub(conn, 5, "t", "", 0, False, True, "", trusted=True) in events
     core.subscribe(conn, 5, "t")
-    core.feed(conn, wire.encode_command(wire.PUB, "t", b"payload"))
+    core.input(conn, wire.encode_command(wire.PUB, "t", b"payload"))
     out = b"".join(event.data for event in events_until(core, 2) if isinstance(event, Out))
     ack, message = wire.FrameReader().feed(out)
     assert ack == wire.SubAck("t", "subscribed", 5, 0)
@@ -137,7 +137,7 @@ def test_waiting_input_bytes_are_limited_and_answers_are_not(core, monkeypatch):
     conn = attach(core)
     with pytest.raises(CoreBusy):
         for _ in range(10_000):
-            core.feed(conn, b"\0" * 1000)
+            core.input(conn, b"\0" * 1000)
     assert core._backlog_count == 10
     core.close(conn)
     core.stats(1)
@@ -168,7 +168,7 @@ def test_a_closed_connection_is_reported_and_its_handle_is_invalid(core):
     core.close(conn)
     (closed,) = events_until(core, 1)
     assert closed == Closed(conn, CloseReason.BROKER, "", "")
-    core.feed(conn, b"x")
+    core.input(conn, b"x")
     core.reply(conn, 1, 0, "hello?")
     core.stats(9)
     assert [type(event) for event in events_until(core, 1)] == [Stats]
@@ -177,19 +177,19 @@ def test_a_closed_connection_is_reported_and_its_handle_is_invalid(core):
 def test_in_memory_input_is_reported_as_consumed_per_frame(core):
     conn = attach(core)
     frame = wire.encode_command(wire.PUB, "t", bytes(5000))
-    core.feed(conn, frame[:3000])
+    core.input(conn, frame[:3000])
     core.stats(1)
-    assert not any(isinstance(event, Fed) for event in events_until(core, 1))
-    core.feed(conn, frame[3000:])
-    assert events_until(core, 1) == [Fed(conn, len(frame))]
+    assert not any(isinstance(event, Consumed) for event in events_until(core, 1))
+    core.input(conn, frame[3000:])
+    assert events_until(core, 1) == [Consumed(conn, len(frame))]
 
 
 def test_a_bytearray_and_a_memoryview_are_copied_before_the_call_returns(core):
     conn = attach(core)
     data = bytearray(wire.encode_command(wire.PUB, "t", b"x"))
-    core.feed(conn, memoryview(data))
+    core.input(conn, memoryview(data))
     size, data[:] = len(data), bytes(len(data))
-    assert events_until(core, 1) == [Fed(conn, size)]
+    assert events_until(core, 1) == [Consumed(conn, size)]
 
 
 def test_events_can_be_taken_a_few_at_a_time(core):
@@ -208,11 +208,11 @@ def test_events_can_be_taken_a_few_at_a_time(core):
 def stuck_subscriber(core):
     """A subscriber with a used-up window, so later messages wait in its queue. Returns it and a publisher."""
     subscriber, publisher = attach(core, 1), attach(core, 2)
-    core.feed(subscriber, wire.encode_command(wire.SUB, "t"))
+    core.input(subscriber, wire.encode_command(wire.SUB, "t"))
     step(core)
     core.subscribe(subscriber, 0, "t")
     for _ in range(8):
-        core.feed(publisher, wire.encode_command(wire.PUB, "t", bytes(60_000)))
+        core.input(publisher, wire.encode_command(wire.PUB, "t", bytes(60_000)))
         step(core, advance_ms=0)
     return subscriber, publisher
 
@@ -229,7 +229,7 @@ def test_a_message_expires_after_its_ttl_and_is_counted(lazy):
     subscriber, publisher = stuck_subscriber(core)
     before = counters(core)["queued_messages"]
     for ttl_ms in (50, 200, 0):
-        core.feed(publisher, wire.encode_command(wire.PUB, "t", b"ttl %d" % ttl_ms, ttl_ms=ttl_ms))
+        core.input(publisher, wire.encode_command(wire.PUB, "t", b"ttl %d" % ttl_ms, ttl_ms=ttl_ms))
     step(core, advance_ms=0)
     assert counters(core)["queued_messages"] == before + 3
     step(core, advance_ms=100)
@@ -237,7 +237,7 @@ def test_a_message_expires_after_its_ttl_and_is_counted(lazy):
         assert (counters(core)["queued_messages"], counters(core)["dropped_ttl"]) == (before + 2, 1)
     received = bytearray()
     for _ in range(200):  # the subscriber continues to read
-        core.taken(subscriber, 1 << 20)
+        core.credit(subscriber, 1 << 20)
         for event in step(core, advance_ms=0):
             if isinstance(event, Out):
                 received += event.data
@@ -251,7 +251,7 @@ def test_the_default_and_the_longest_time_to_live_come_from_the_settings():
     core = Core(SMALL._replace(tick_ms=10, default_ttl_ms=100, max_ttl_ms=1000))
     core.now_ms = 1000
     _, publisher = stuck_subscriber(core)
-    core.feed(publisher, wire.encode_command(wire.PUB, "t", b"a week, it wishes", ttl_ms=7 * 86_400_000))
+    core.input(publisher, wire.encode_command(wire.PUB, "t", b"a week, it wishes", ttl_ms=7 * 86_400_000))
     step(core, advance_ms=0)
     queued = counters(core)["queued_messages"]
     step(core, advance_ms=200)

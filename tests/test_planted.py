@@ -1,7 +1,7 @@
 """Planted bugs (planted.py) fit the current sources, and their tests detect them.
 
 Invariant: the same tests and simulated runs pass on the unchanged sources: see test_fuzz.py. Bugs of the write-ahead
-log are detected in test_log.py.
+log are detected in test_wal_programs.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import planted
 import planted_builds
 import pytest
-import test_log
+import test_wal_programs
 from fuzz import seeds
 
 # Detected by native/fuzz/fuzz_promise.c, which knows the obligations to each durable subscription and group, in one of
@@ -30,7 +30,7 @@ BY_LIVES = [
     "time_to_live_begins_anew_at_a_restart",
     "time_to_live_judged_late",
     "quota_takes_what_lies_within_it",
-    "letter_of_the_quota_is_not_written",
+    "dead_letter_of_the_quota_is_not_written",
     "subscription_ends_in_half_the_time",
     "output_through_python_never_counted_back",
     "held_bytes_never_counted_back",
@@ -43,8 +43,8 @@ BY_TESTS = {
     "expiry_ends_a_connected_session": "test_session_expire.py::test_a_subscription_without_connection_expires_and",
     "quota_drops_instead_of_dead_letters": "test_session_quota.py::test_messages_over_the_quota_become_dead_letters",
     "ack_timer_before_it_was_handed_over": "test_core_deliveries.py::test_a_message_for_a_slow_reader_is_queued_once",
-    "dead_letter_without_room_dropped_uncounted": "test_core_letters.py::test_the_oldest_dead_letters_are_dropped",
-    "message_settled_before_its_letter_is_on_disk": "test_core_letters.py::test_a_message_is_not_settled_before_its",
+    "dead_letter_without_room_dropped_uncounted": "test_core_dead_letters.py::test_the_oldest_dead_letters_are_dropped",
+    "message_settled_before_its_dead_letter_is_on_disk": "test_core_dead_letters.py::test_a_message_is_not_settled_before_its",
     "time_line_falls_back_after_a_kill": "test_timeline.py::test_a_kill_and_a_reboot_never_move_the_timeline_back",
     "filters_matched_in_one_go": "test_core_share.py::test_the_work_for_one_publisher_in_a_turn_is_bounded",
     "drops_walk_over_all_that_is_kept": "test_core_share.py::test_a_queue_drop_scans_undroppable_messages_only_once",
@@ -92,7 +92,7 @@ def test_every_planted_bug_is_found(tmp_path: Path) -> None:
 
 
 def test_every_planted_bug_has_a_test_that_should_find_it() -> None:
-    named = [*BY_LIVES, *BY_TESTS, *(bug for bug, _, _ in test_log.PLANTED)]
+    named = [*BY_LIVES, *BY_TESTS, *(bug for bug, _, _ in test_wal_programs.PLANTED)]
     assert sorted(named) == sorted(planted.BUGS)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from broker_process import BrokerProcess
 from raw_client import RawClient
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 from test_session_list import cli, collecting, durable, settings
 
 import blipmq
@@ -29,7 +29,7 @@ from blipmq.native.events import Outcome, SessionEnded
 from blipmq.wire import frames as wire
 
 
-def ended(bench: LoggedBench, id: int, client_id: str = "") -> Outcome:
+def ended(bench: WalBench, id: int, client_id: str = "") -> Outcome:
     """The result of ending the consumer with this id."""
     bench._seq += 1
     seq, answers = bench._seq, list[SessionEnded]()
@@ -42,7 +42,7 @@ def ended(bench: LoggedBench, id: int, client_id: str = "") -> Outcome:
 
 
 def test_an_ended_subscription_stays_removed_after_a_restart(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client, writer = durable(bench, "gone", "t"), bench.named("writer")
         bench.close(client)
         bench.published(writer, "t", 5)
@@ -52,12 +52,12 @@ def test_an_ended_subscription_stays_removed_after_a_restart(tmp_path: Path) -> 
         assert (stats["sessions"], stats["log_durable_lsn"]) == (0, stats["log_next_lsn"] - 1)
         assert ended(bench, row.id) == Outcome.NOT_FOUND
         assert ended(bench, 0) == Outcome.NOT_FOUND
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         assert bench.stats()["sessions"] == 0
 
 
 def test_the_client_of_an_ended_subscription_is_notified_and_stays_connected(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client, writer = durable(bench, "a", "t.*"), bench.named("writer")
         bench.subscribed(client, "other")
         (row,) = [row for row in bench.session_rows() if row.durable]
@@ -78,7 +78,7 @@ def test_the_client_of_an_ended_subscription_is_notified_and_stays_connected(tmp
 
 
 def test_all_members_of_an_ended_group_are_notified(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         members = [bench.named(f"m{number}") for number in range(3)]
         for member in members:
             bench.subscribed(member, "jobs", durable=True, group="presses")
@@ -91,7 +91,7 @@ def test_all_members_of_an_ended_group_are_notified(tmp_path: Path) -> None:
 def test_ending_a_group_of_a_thousand_tells_every_member_though_the_event_ring_is_small(
     tmp_path: Path,
 ) -> None:
-    with LoggedBench(tmp_path, ring_bytes=65536, max_connections=1100, work_share=1 << 20) as bench:
+    with WalBench(tmp_path, ring_bytes=65536, max_connections=1100, work_share=1 << 20) as bench:
         members = [bench.named(f"m{number}") for number in range(1000)]
         for number, member in enumerate(members):
             bench.subscribed(member, "jobs", durable=number == 0, group="presses")
@@ -103,7 +103,7 @@ def test_ending_a_group_of_a_thousand_tells_every_member_though_the_event_ring_i
 
 
 def test_removing_the_last_client_id_ends_a_durable_group(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         for name in ("boiler\x1fone", "boiler\x1ftwo", "press\x1ftwo"):
             client = bench.named(name)
             bench.subscribed(client, "jobs", durable=True, group="presses")
@@ -115,7 +115,7 @@ def test_removing_the_last_client_id_ends_a_durable_group(tmp_path: Path) -> Non
         assert [ended(bench, row.id, name) for name in ("press\x1ftwo", "one")] == [Outcome.DONE, Outcome.DONE]
         (row,) = bench.session_rows()
         assert row.client_ids == ("boiler\x1ftwo",)
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         (row,) = bench.session_rows()
         assert row.client_ids == ("boiler\x1ftwo",)
         assert ended(bench, row.id, "two") == Outcome.DONE
@@ -123,7 +123,7 @@ def test_removing_the_last_client_id_ends_a_durable_group(tmp_path: Path) -> Non
 
 
 def test_ending_a_subscription_frees_a_full_wal(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         writer = bench.named("writer")
 
@@ -141,7 +141,7 @@ def test_ending_a_subscription_frees_a_full_wal(tmp_path: Path) -> None:
 
 
 def test_an_answer_for_a_full_event_ring_is_sent_later(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, ring_bytes=65536) as bench:
+    with WalBench(tmp_path, ring_bytes=65536) as bench:
         bench.close(durable(bench, "gone", "t"))
         (row,) = bench.session_rows()
         bench.present = False

@@ -10,7 +10,7 @@ from pathlib import Path
 from broker_process import BrokerProcess
 from killed import as_killed
 from stepped import Client
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 from test_session_list import collecting, durable
 
 from blipmq.config.reader import from_dict
@@ -20,22 +20,22 @@ from blipmq.wire import frames as wire
 HOUR_MS = 3_600_000
 
 
-def left(bench: LoggedBench, name: str, filter: str = "t") -> None:
+def left(bench: WalBench, name: str, filter: str = "t") -> None:
     """A durable subscription whose client has disconnected."""
     bench.close(durable(bench, name, filter))
 
 
-def passes(bench: LoggedBench, hours: float) -> None:
+def passes(bench: WalBench, hours: float) -> None:
     for _ in range(int(hours * 60)):
         bench.settle(60_000)
 
 
-def on_disk(bench: LoggedBench) -> None:
+def on_disk(bench: WalBench) -> None:
     bench.until(lambda: bench.stats()["log_durable_lsn"] == bench.stats()["log_next_lsn"] - 1)
 
 
 def test_a_subscription_without_connection_expires_and_stays_removed(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, session_expiry_ms=2 * HOUR_MS) as bench:
+    with WalBench(tmp_path, session_expiry_ms=2 * HOUR_MS) as bench:
         left(bench, "gone")
         here, writer = durable(bench, "here", "t"), bench.named("writer")
         bench.published(writer, "t", 3)
@@ -49,12 +49,12 @@ def test_a_subscription_without_connection_expires_and_stays_removed(tmp_path: P
         assert [row.client_ids for row in bench.session_rows()] == [("here",)]
         on_disk(bench)
         assert here.conn
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         assert [row.client_ids for row in bench.session_rows()] == [("here",)]
 
 
 def test_a_client_that_returns_in_time_keeps_its_subscription(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, session_expiry_ms=2 * HOUR_MS) as bench:
+    with WalBench(tmp_path, session_expiry_ms=2 * HOUR_MS) as bench:
         for _ in range(3):
             left(bench, "often")
             passes(bench, 1.5)
@@ -63,7 +63,7 @@ def test_a_client_that_returns_in_time_keeps_its_subscription(tmp_path: Path) ->
 
 
 def test_a_group_with_a_member_does_not_expire(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, session_expiry_ms=HOUR_MS) as bench:
+    with WalBench(tmp_path, session_expiry_ms=HOUR_MS) as bench:
         members: list[Client] = []
         for name in ("one", "two"):
             members.append(bench.named(name))
@@ -77,7 +77,7 @@ def test_a_group_with_a_member_does_not_expire(tmp_path: Path) -> None:
 
 
 def test_without_an_expiry_time_nothing_expires_and_a_reload_can_set_one(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         left(bench, "gone")
         passes(bench, 5)
         assert not bench.expired
@@ -87,11 +87,11 @@ def test_without_an_expiry_time_nothing_expires_and_a_reload_can_set_one(tmp_pat
 
 
 def test_absence_continues_over_a_restart_without_unknown_downtime(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, session_expiry_ms=4 * HOUR_MS) as bench:
+    with WalBench(tmp_path, session_expiry_ms=4 * HOUR_MS) as bench:
         left(bench, "gone")
         seen_ms = bench.now_ms + bench.wall_offset_ms
         passes(bench, 3)
-    with LoggedBench(tmp_path, session_expiry_ms=4 * HOUR_MS) as bench:
+    with WalBench(tmp_path, session_expiry_ms=4 * HOUR_MS) as bench:
         bench.wall_offset_ms += 1000 * HOUR_MS  # an unsynchronized wall clock
         passes(bench, 0.5)
         (row,) = bench.session_rows()
@@ -104,14 +104,14 @@ def test_absence_continues_over_a_restart_without_unknown_downtime(tmp_path: Pat
 
 def test_a_client_connected_at_a_kill_was_last_seen_at_the_kill(tmp_path: Path) -> None:
     log, copy = tmp_path / "log", tmp_path / "copy"
-    with LoggedBench(log, session_expiry_ms=2 * HOUR_MS) as bench:
+    with WalBench(log, session_expiry_ms=2 * HOUR_MS) as bench:
         client = durable(bench, "here", "t")
         passes(bench, 10)
         bench.published(bench.named("writer"), "t", 1)
         on_disk(bench)
         as_killed(log, copy)
         assert client.conn
-    with LoggedBench(copy, session_expiry_ms=2 * HOUR_MS) as bench:
+    with WalBench(copy, session_expiry_ms=2 * HOUR_MS) as bench:
         passes(bench, 1.5)
         assert not bench.expired
         passes(bench, 1)
@@ -120,7 +120,7 @@ def test_a_client_connected_at_a_kill_was_last_seen_at_the_kill(tmp_path: Path) 
 
 def test_after_a_kill_connection_times_are_accurate_to_minutes(tmp_path: Path) -> None:
     log, copy = tmp_path / "log", tmp_path / "copy"
-    with LoggedBench(log, session_expiry_ms=4 * HOUR_MS) as bench:
+    with WalBench(log, session_expiry_ms=4 * HOUR_MS) as bench:
         left(bench, "visitor")
         passes(bench, 3.5)
         left(bench, "visitor")
@@ -130,14 +130,14 @@ def test_after_a_kill_connection_times_are_accurate_to_minutes(tmp_path: Path) -
             bench.turn()
             bench.core.wait(1)
         as_killed(log, copy)
-    with LoggedBench(copy, session_expiry_ms=4 * HOUR_MS) as bench:
+    with WalBench(copy, session_expiry_ms=4 * HOUR_MS) as bench:
         passes(bench, 2)
         assert not bench.expired
 
 
 def test_the_lag_is_exact_after_a_restart_and_bounded_after_a_kill(tmp_path: Path) -> None:
     log, copy = tmp_path / "log", tmp_path / "copy"
-    with LoggedBench(log) as bench:
+    with WalBench(log) as bench:
         left(bench, "gone")
         writer = bench.named("writer")
         bench.published(writer, "t", 7)
@@ -145,11 +145,11 @@ def test_the_lag_is_exact_after_a_restart_and_bounded_after_a_kill(tmp_path: Pat
         on_disk(bench)
         as_killed(log, copy)
         (before,) = bench.session_rows()
-    with LoggedBench(log) as bench:
+    with WalBench(log) as bench:
         (row,) = bench.session_rows()
         assert (row.lag_messages, row.lag_bytes, row.unsure) == (7, before.lag_bytes, False)
         assert row.oldest_ms is not None
-    with LoggedBench(copy) as bench:
+    with WalBench(copy) as bench:
         (row,) = bench.session_rows()
         assert row.unsure and 7 <= row.lag_messages <= 20
         client = durable(bench, "gone", "t")
@@ -161,7 +161,7 @@ def test_the_lag_is_exact_after_a_restart_and_bounded_after_a_kill(tmp_path: Pat
 
 
 def test_an_expiry_that_finds_the_wal_full_is_retried(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, session_expiry_ms=HOUR_MS) as bench:
+    with WalBench(tmp_path, session_expiry_ms=HOUR_MS) as bench:
         for number in range(50):
             left(bench, f"gone{number}")
         passes(bench, 1.2)

@@ -13,26 +13,26 @@ from typing import Any
 
 from raw_client import RawClient
 from stepped import Client
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
 import blipmq
 from blipmq.cli import report
 from blipmq.client.admin import decode_filter
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.ops.metrics import SESSIONS_MAX
 from blipmq.wire import frames as wire
 
-LARGE_LOG = LogConfig(max_bytes=64 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
+LARGE_WAL = WalConfig(max_bytes=64 << 20, reserve_bytes=0, segment_bytes=1 << 20, batch_bytes=256 << 10)
 
 
-def durable(bench: LoggedBench, name: str, *filters: str) -> Client:
+def durable(bench: WalBench, name: str, *filters: str) -> Client:
     client = bench.named(name)
     for filter in filters:
         bench.subscribed(client, filter, durable=True)
     return client
 
 
-def acknowledged(bench: LoggedBench, client: Client, count: int) -> None:
+def acknowledged(bench: WalBench, client: Client, count: int) -> None:
     bench.until(lambda: len(client.messages) >= count)
     for message in client.messages[:count]:
         client.send(wire.ACK, seq=message.id)
@@ -43,7 +43,7 @@ def acknowledged(bench: LoggedBench, client: Client, count: int) -> None:
 
 
 def test_the_lag_of_a_subscription_is_exact_in_memory_and_in_the_wal(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LARGE_LOG, max_in_flight=10) as bench:
+    with WalBench(tmp_path, LARGE_WAL, max_in_flight=10) as bench:
         client, writer = durable(bench, "archive", "logs.>"), bench.named("writer")
         bench.published(writer, "logs.a", 300)
         (row,) = bench.session_rows()
@@ -67,7 +67,7 @@ def test_the_lag_of_a_subscription_is_exact_in_memory_and_in_the_wal(tmp_path: P
 
 
 def test_a_non_durable_subscription_has_a_lag_and_keeps_no_wal_data(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, subscriber_messages=7, max_in_flight=3) as bench:
+    with WalBench(tmp_path, subscriber_messages=7, max_in_flight=3) as bench:
         client = bench.named("now")
         bench.subscribed(client, "a")
         bench.published(bench.named("writer"), "a", 20)
@@ -77,7 +77,7 @@ def test_a_non_durable_subscription_has_a_lag_and_keeps_no_wal_data(tmp_path: Pa
 
 
 def test_the_wal_size_kept_by_one_message_is_reported_at_any_lag(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LARGE_LOG) as bench:
+    with WalBench(tmp_path, LARGE_WAL) as bench:
         durable(bench, "stuck", "rare")
         busy, writer = durable(bench, "busy", "often"), bench.named("writer")
         bench.published(writer, "rare", 1)
@@ -94,7 +94,7 @@ def test_the_wal_size_kept_by_one_message_is_reported_at_any_lag(tmp_path: Path)
 
 
 def test_the_list_shows_the_oldest_message_age_and_the_last_connection(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client, writer = durable(bench, "a", "t"), bench.named("writer")
         bench.published(writer, "t", 1)
         bench.settle(5_000)
@@ -112,7 +112,7 @@ def test_the_list_shows_the_oldest_message_age_and_the_last_connection(tmp_path:
 
 
 def test_a_walk_lists_each_subscription_once_in_bounded_pages_with_sums(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LARGE_LOG, max_sessions=5000) as bench:
+    with WalBench(tmp_path, LARGE_WAL, max_sessions=5000) as bench:
         client = bench.named("many")
         for number in range(3000):
             client.send(wire.SUB, f"{'x' * 200}.{number}", qos=1, durable=True)
@@ -129,7 +129,7 @@ def test_a_walk_lists_each_subscription_once_in_bounded_pages_with_sums(tmp_path
 
 
 def test_subscriptions_that_start_or_end_do_not_disturb_a_walk(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LARGE_LOG) as bench:
+    with WalBench(tmp_path, LARGE_WAL) as bench:
         client = durable(bench, "many", *(f"{'x' * 200}.{number}" for number in range(200)))
         bench.core.sessions(77, begin=True)
         seen = [row.filter for row in bench._await(77).rows]
@@ -146,7 +146,7 @@ def test_subscriptions_that_start_or_end_do_not_disturb_a_walk(tmp_path: Path) -
 
 
 def test_a_walk_can_search_in_filter_client_id_and_group(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         durable(bench, "boiler-1", "site/1/#")
         durable(bench, "boiler-2", "site/2/#")
         bench.subscribed(bench.named("worker"), "jobs", durable=True, group="presses")
@@ -161,7 +161,7 @@ def test_a_walk_can_search_in_filter_client_id_and_group(tmp_path: Path) -> None
 
 
 def test_a_walk_ends_when_another_replaces_it(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         durable(bench, "a", *(f"{'x' * 200}.{number}" for number in range(100)))
         bench.core.sessions(1001, begin=True)
         assert bench._await(1001).more
@@ -176,7 +176,7 @@ def test_a_walk_ends_when_another_replaces_it(tmp_path: Path) -> None:
 
 
 def test_each_subscription_of_any_kind_is_counted_once(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         one, two = bench.named("one"), bench.named("two")
 
         def counts() -> tuple[int, int, int]:
@@ -201,7 +201,7 @@ def test_each_subscription_of_any_kind_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_member_of_a_queue_group_is_listed_among_the_subscribers(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client = bench.named("worker")
         bench.subscribed(client, "jobs", group="g")
         assert list(bench.subscribers()) == [client.conn]

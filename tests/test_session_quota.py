@@ -12,7 +12,7 @@ from unittest.mock import MagicMock
 import pytest
 from broker_process import BrokerProcess, until
 from stepped import Client, SessionOverflow, conserved
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 from test_session_list import collecting, durable
 
 import blipmq
@@ -20,21 +20,21 @@ from blipmq.auth.keys import add_key
 from blipmq.config import reader as config_reader
 from blipmq.config.reader import from_dict
 from blipmq.errors import Refused
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.native.events import SessionOver
 from blipmq.protocols.blip import NativeProtocol
 from blipmq.sessions.connections import Connections
 from blipmq.wire import frames as wire
 
-LOG = LogConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
+WAL = WalConfig(max_bytes=1 << 20, reserve_bytes=0, segment_bytes=64 << 10, batch_bytes=16 << 10)
 QUOTA = 256 << 10
 
 
-def quota_bench(directory: Path, **limits: Any) -> LoggedBench:
-    return LoggedBench(directory, LOG, **{"session_log_bytes": QUOTA, **limits})
+def quota_bench(directory: Path, **limits: Any) -> WalBench:
+    return WalBench(directory, WAL, **{"session_log_bytes": QUOTA, **limits})
 
 
-def publish(bench: LoggedBench, writer: Client, topic: str, count: int, bytes_each: int = 1000) -> None:
+def publish(bench: WalBench, writer: Client, topic: str, count: int, bytes_each: int = 1000) -> None:
     """Each message is accepted, after any number of attempts."""
     for _ in range(count):
         for _ in range(400):
@@ -47,7 +47,7 @@ def publish(bench: LoggedBench, writer: Client, topic: str, count: int, bytes_ea
         assert writer.replies[0].code == 0, writer.replies
 
 
-def settled(bench: LoggedBench) -> None:
+def settled(bench: WalBench) -> None:
     for _ in range(100):
         bench.turn(20)
         bench.core.wait(1)
@@ -97,15 +97,15 @@ def test_the_quota_releases_wal_kept_by_one_unacknowledged_message(tmp_path: Pat
 def test_messages_over_the_quota_become_dead_letters_with_the_reason(tmp_path: Path) -> None:
     with quota_bench(tmp_path) as bench:
         bench.close(durable(bench, "forgotten", "t"))
-        undertaker, writer = bench.named("undertaker"), bench.named("writer")
-        bench.subscribed(undertaker, "$dlq/t", durable=True)
+        collector, writer = bench.named("collector"), bench.named("writer")
+        bench.subscribed(collector, "$dlq/t", durable=True)
         letters: list[wire.Message] = []
 
         def collect() -> None:
-            for message in undertaker.messages:
-                undertaker.send(wire.ACK, seq=message.id)
-            letters.extend(undertaker.messages)
-            undertaker.messages.clear()
+            for message in collector.messages:
+                collector.send(wire.ACK, seq=message.id)
+            letters.extend(collector.messages)
+            collector.messages.clear()
 
         for _ in range(20):
             publish(bench, writer, "t", 50)
@@ -123,7 +123,7 @@ def test_messages_over_the_quota_become_dead_letters_with_the_reason(tmp_path: P
 
 
 def test_setting_a_quota_on_a_full_wal_frees_space(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         for number in range(3):
             bench.close(durable(bench, f"forgotten{number}", "t"))
         writer = bench.named("writer")
@@ -142,7 +142,7 @@ def test_setting_a_quota_on_a_full_wal_frees_space(tmp_path: Path) -> None:
 
 
 def test_the_quota_applies_to_absent_subscriptions_at_start(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG) as bench:
+    with WalBench(tmp_path, WAL) as bench:
         bench.close(durable(bench, "forgotten", "t"))
         publish(bench, bench.named("writer"), "t", 600)
     with quota_bench(tmp_path, session_overflow=SessionOverflow.DROP) as bench:
@@ -267,21 +267,21 @@ def test_the_settings_reach_the_core_and_losses_are_logged(tmp_path: Path) -> No
 
 def test_a_dead_letter_after_too_many_deliveries_does_not_name_the_quota(tmp_path: Path) -> None:
     with quota_bench(tmp_path, max_deliveries=1, ack_timeout_ms=100) as bench:
-        reader, undertaker = durable(bench, "reader", "t"), durable(bench, "undertaker", "$dlq/#")
+        reader, collector = durable(bench, "reader", "t"), durable(bench, "collector", "$dlq/#")
         writer = bench.named("writer")
         for _ in range(3):  # in reused memory
             publish(bench, writer, "elsewhere", 100)
             publish(bench, writer, "t", 20)
             bench.until(lambda: reader.messages)
             reader.messages.clear()
-            bench.until(lambda: len(undertaker.messages) >= 20, advance_ms=50)
-            assert {letter.headers["reason"] for letter in undertaker.messages} == {"max_deliveries"}
-            for letter in undertaker.messages:
-                undertaker.send(wire.ACK, seq=letter.id)
-            undertaker.messages.clear()
+            bench.until(lambda: len(collector.messages) >= 20, advance_ms=50)
+            assert {letter.headers["reason"] for letter in collector.messages} == {"max_deliveries"}
+            for letter in collector.messages:
+                collector.send(wire.ACK, seq=letter.id)
+            collector.messages.clear()
 
 
-def collected(bench: LoggedBench, client: Client) -> int:
+def collected(bench: WalBench, client: Client) -> int:
     """The number of messages delivered to a client since, each acknowledged."""
     count = len(client.messages)
     for message in client.messages:
@@ -291,45 +291,45 @@ def collected(bench: LoggedBench, client: Client) -> int:
     return count
 
 
-def letters_until_no_more_come(bench: LoggedBench, undertaker: Client) -> int:
+def letters_until_no_more_come(bench: WalBench, collector: Client) -> int:
     count = quiet = 0
     while quiet < 5:
         settled(bench)
-        some = collected(bench, undertaker)
+        some = collected(bench, collector)
         count, quiet = count + some, 0 if some else quiet + 1
     return count
 
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_dead_letters_of_the_quota_cause_no_further_losses(tmp_path: Path, restarts: bool) -> None:
-    log = LOG._replace(max_bytes=4 << 20)
+    log = WAL._replace(max_bytes=4 << 20)
     limits: dict[str, Any] = {"session_log_bytes": QUOTA}
-    with LoggedBench(tmp_path, log, **limits) as bench:
+    with WalBench(tmp_path, log, **limits) as bench:
         bench.close(durable(bench, "forgotten", "t"))
-        undertaker = bench.named("undertaker")
-        bench.subscribed(undertaker, "$dlq/t", durable=True)
+        collector = bench.named("collector")
+        bench.subscribed(collector, "$dlq/t", durable=True)
         letters, writer = 0, bench.named("writer")
         for _ in range(12):  # 300 messages of 1,000 bytes: slightly more than the quota
             publish(bench, writer, "t", 25)
-            letters += collected(bench, undertaker)
-        letters += letters_until_no_more_come(bench, undertaker)
+            letters += collected(bench, collector)
+        letters += letters_until_no_more_come(bench, collector)
         (row,) = [row for row in bench.session_rows() if row.filter == "t"]
         assert 0 < letters == row.over_quota < 100
         assert row.lag_messages + letters == 300
     if not restarts:
         return
-    with LoggedBench(tmp_path, log, **limits) as bench:
-        undertaker = bench.named("undertaker")
-        bench.subscribed(undertaker, "$dlq/t", durable=True)
-        more = letters_until_no_more_come(bench, undertaker)  # records written at a start are in the WAL too
+    with WalBench(tmp_path, log, **limits) as bench:
+        collector = bench.named("collector")
+        bench.subscribed(collector, "$dlq/t", durable=True)
+        more = letters_until_no_more_come(bench, collector)  # records written at a start are in the WAL too
         (row,) = [row for row in bench.session_rows() if row.filter == "t"]
         assert row.over_quota == more < 10 and row.lag_messages + letters + more == 300
 
 
 def test_a_dead_letter_subscription_may_use_half_of_the_wal(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path, LOG._replace(max_bytes=8 << 20), session_log_bytes=QUOTA) as bench:
+    with WalBench(tmp_path, WAL._replace(max_bytes=8 << 20), session_log_bytes=QUOTA) as bench:
         bench.close(durable(bench, "forgotten", "t"))
-        bench.close(durable(bench, "undertaker", "$dlq/t"))
+        bench.close(durable(bench, "collector", "$dlq/t"))
         publish(bench, bench.named("writer"), "t", 1000)
         settled(bench)
         rows = {row.filter: row for row in bench.session_rows()}
@@ -340,7 +340,7 @@ def test_a_dead_letter_subscription_may_use_half_of_the_wal(tmp_path: Path) -> N
 def test_unfetched_dead_letters_are_dropped_and_counted_and_publishing_continues(tmp_path: Path) -> None:
     with quota_bench(tmp_path) as bench:
         bench.close(durable(bench, "forgotten", "t"))
-        bench.close(durable(bench, "undertaker", "$dlq/t"))
+        bench.close(durable(bench, "collector", "$dlq/t"))
         writer = bench.named("writer")
         for _ in range(3000):  # three times the size of the WAL
             for _ in range(3000):
@@ -359,13 +359,13 @@ def test_unfetched_dead_letters_are_dropped_and_counted_and_publishing_continues
         assert 0 < stats["dead_letters_dropped"] == rows["$dlq/t"].over_quota
         lines = {line["filter"]: line for line in map(logged, bench.over)}
         assert (lines["t"]["became"], lines["t"]["quota_bytes"]) == ("dead letters", QUOTA)
-        assert (lines["$dlq/t"]["became"], lines["$dlq/t"]["quota_bytes"]) == ("dropped", LOG.max_bytes // 2)
+        assert (lines["$dlq/t"]["became"], lines["$dlq/t"]["quota_bytes"]) == ("dropped", WAL.max_bytes // 2)
 
 
 def logged(event: SessionOver) -> dict[str, Any]:
     """The fields of the log line about `event`, from a broker with the quota of these tests."""
     log = MagicMock()
-    config = from_dict({"qos1": {"session_log_bytes": QUOTA}, "wal": {"enabled": False, "max_bytes": LOG.max_bytes}})
+    config = from_dict({"qos1": {"session_log_bytes": QUOTA}, "wal": {"enabled": False, "max_bytes": WAL.max_bytes}})
     unused = MagicMock()
     NativeProtocol(unused, Connections(), config, log, unused, unused, unused).session_over(event)
     fields: dict[str, Any] = log.warning.call_args.kwargs

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from broker_process import until
-from hand_client import HELLO, PING, SUB, HelloClient, PlainClient, command, v1_command
+from hand_client import HELLO, PING, SUB, HelloClient, LegacyClient, command, v1_command
 
 pytestmark = [pytest.mark.blackbox, pytest.mark.slow]
 
@@ -86,9 +86,9 @@ def test_a_connection_over_the_limit_is_refused_and_a_freed_slot_is_reused(broke
     assert "max_connections" in answer.message
     assert greeted.is_closed()
 
-    plain = connect(broker)
-    plain.send(v1_command(SUB, "t"))
-    assert plain.is_closed()
+    legacy = connect(broker)
+    legacy.send(v1_command(SUB, "t"))
+    assert legacy.is_closed()
 
     silent = connect(broker)
     assert silent.is_closed()
@@ -96,11 +96,11 @@ def test_a_connection_over_the_limit_is_refused_and_a_freed_slot_is_reused(broke
     assert asker.info()["clients"] == CONNECTIONS
     idle[0].close()
     wait_for_clients(asker, CONNECTIONS - 1)
-    with PlainClient(broker.address) as in_its_place:
+    with LegacyClient(broker.address) as in_its_place:
         in_its_place.subscribe("t")
 
     broker.stop()
-    for client in (greeted, plain, silent):
+    for client in (greeted, legacy, silent):
         (line,) = broker.lines("closed", peer=client.peer)
         assert (line["level"], line["reason"]) == ("warning", "refused")
 

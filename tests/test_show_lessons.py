@@ -71,18 +71,18 @@ def test_announced_lengths_allocate_nothing_before_admission(start_broker, conne
     for size in (1025, 1 << 20, 1 << 30, 0x7FFFFFFF, 0xFFFFFFFF):
         for rest in (b"", bytes(1000)):
             for _ in range(20):
-                stranger = connect(broker)
+                client = connect(broker)
                 with contextlib.suppress(ConnectionError):  # closed at the length; later writes may fail
-                    stranger.send(struct.pack(">I", size) + rest)
-                assert stranger.is_closed()
-                stranger.close()
+                    client.send(struct.pack(">I", size) + rest)
+                assert client.is_closed()
+                client.close()
     # Inside a frame of a valid size: strings and vectors whose length exceeds it.
     for lie in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff", b"\0\0\1\0"):
         frame = command(HELLO, client_id="c" * 100, protocol=1, seq=1)
         at = frame.index(struct.pack("<I", 100) + b"ccc")
-        stranger = connect(broker)
-        stranger.send(frame[:at] + lie + frame[at + 4 :])
-        assert stranger.is_closed()
+        client = connect(broker)
+        client.send(frame[:at] + lie + frame[at + 4 :])
+        assert client.is_closed()
     until(lambda: broker.info()["clients"] == 2, "they are gone")
     assert in_use(broker) <= used + 64 * 1024
     assert broker.rss_bytes() - before < 4 << 20
@@ -163,20 +163,20 @@ def test_too_many_topic_levels_are_refused_without_matching(broker, connect):
         assert client.ask(PUB, "/" * length).code == 400
     client.subscribe("/" * 63).publish("/" * 63, b"64 levels")
     assert client.next().payload == b"64 levels"
-    plain = connect(broker)
-    plain.publish("/" * 64, b"")
-    assert plain.is_closed()
+    legacy = connect(broker)
+    legacy.publish("/" * 64, b"")
+    assert legacy.is_closed()
 
 
 @pytest.mark.parametrize(
     "broker", [{"limits.max_topic_levels": 3, "qos1.ack_timeout_ms": 100, "qos1.max_deliveries": 1}], indirect=True
 )
 def test_the_dead_letter_prefix_does_not_count_as_a_topic_level(broker, connect):
-    undertaker = connect(broker, hello=True).subscribe("$dlq/a/b/c")
+    collector = connect(broker, hello=True).subscribe("$dlq/a/b/c")
     silent, writer = connect(broker, hello=True), connect(broker, hello=True)
     assert silent.ask(SUB, "a/b/c", qos=1).code == 0
     assert writer.ask(PUB, "a/b/c", b"never acknowledged", qos=1).code == 0
-    assert undertaker.next().topic == "$dlq/a/b/c"
+    assert collector.next().topic == "$dlq/a/b/c"
     assert writer.ask(PUB, "$dlq/a/b/c/d", b"").code == 400
 
 
@@ -244,7 +244,7 @@ def test_no_client_field_extends_a_broker_timeout():
     with Bench(require_hello=1, keepalive_ms=60_000, hello_timeout_ms=5000) as bench:
         bench.answering = False
         client = bench.attach()
-        client.feed(struct.pack(">I", len(body)) + body)
+        client.send_bytes(struct.pack(">I", len(body)) + body)
         bench.settle()
         assert len(bench.asked) == 1, "it is a HELLO"
         bench.settle(4990)
@@ -307,7 +307,7 @@ def test_a_hundred_simultaneous_clients_with_one_id_leave_one_connection(broker,
     )
 
 
-# ---- unreadable settings at a reload: see also test_show_door.py ----
+# ---- unreadable settings at a reload: see also test_show_admission.py ----
 
 
 def test_a_failed_configuration_reload_keeps_the_old_configuration(broker, connect):

@@ -31,7 +31,7 @@ OURS = set(
     base.process base.stdio base.validation broker broker.broker broker.clock_sync
     broker.event_pump broker.message_ids broker.questions broker.status broker.timers broker.wal cli cli.server
     config config.core_settings config.embedded config.memory config.reader config.schema config.schema_reader
-    config.settings errors native native.clock native.config native.core native.errors native.events native.log net
+    config.settings errors native native.clock native.config native.core native.errors native.events native.wal net
     net.admission_log net.attached net.bind_retry net.listener net.memory_transport ops ops.admin
     protocols protocols.blip service service.sd_notify service.server service.systemd sessions
     sessions.connections sessions.listing version""".split()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from killed import as_killed
-from test_core_log import LoggedBench
+from test_core_log import WalBench
 
 from blipmq.broker.clock_sync import ClockWatch
 from blipmq.native.clock import Clock, read_clock
@@ -47,16 +47,16 @@ class Machine:
 
 
 @contextmanager
-def running(directory: Path, machine: Machine) -> Iterator[LoggedBench]:
+def running(directory: Path, machine: Machine) -> Iterator[WalBench]:
     """A broker on the WAL; it gets the clock values of the machine before its first turn. It ends in order."""
-    with LoggedBench(directory) as bench:
+    with WalBench(directory) as bench:
         bench.now_ms = 7_000_000 // machine.boots  # monotonic times differ in each boot
         bench.core.clock(machine.clock())
         bench.turn()
         yield bench
 
 
-def live(bench: LoggedBench, machine: Machine, ms: int) -> None:
+def live(bench: WalBench, machine: Machine, ms: int) -> None:
     machine.pass_(ms)
     bench.turn(ms)
 
@@ -71,7 +71,7 @@ def store(directory: Path, machine: Machine, ttl_ms: int, lived_ms: int = 0) -> 
         live(bench, machine, lived_ms)
 
 
-def fetched(bench: LoggedBench) -> list[bytes]:
+def fetched(bench: WalBench) -> list[bytes]:
     """The messages delivered to the durable subscriber, not acknowledged."""
     client = bench.named("away")
     bench.subscribed(client, "valve", durable=True)
@@ -242,7 +242,7 @@ def test_a_kill_and_a_reboot_never_move_the_timeline_back(tmp_path: Path) -> Non
 
 
 def test_a_core_without_clock_readings_counts_its_run_time(tmp_path: Path) -> None:
-    with LoggedBench(tmp_path) as bench:
+    with WalBench(tmp_path) as bench:
         client = bench.named("away")
         bench.subscribed(client, "valve", durable=True)
         bench.close(client)
@@ -250,7 +250,7 @@ def test_a_core_without_clock_readings_counts_its_run_time(tmp_path: Path) -> No
         bench.turn(600)
         bench.published(bench.named("other"), "other", 1)
     for alive in (True, False):
-        with LoggedBench(tmp_path) as bench:
+        with WalBench(tmp_path) as bench:
             assert fetched(bench) == ([b"open"] if alive else [])
             bench.turn(600)
             bench.published(bench.named("other"), "other", 1)

@@ -34,8 +34,8 @@ def authority(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("stranger"), "Another authority")
+def unknown_ca(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("unknown_ca"), "Another authority")
 
 
 class TlsBroker(BrokerProcess):
@@ -309,9 +309,9 @@ def test_an_authority_made_with_one_openssl_command_is_accepted(start, tmp_path)
 # ---- refused clients -------------------------------------------------------------------------------------------------
 
 
-def test_a_client_refuses_an_unknown_authority_with_a_remedy(start, stranger):
+def test_a_client_refuses_an_unknown_authority_with_a_remedy(start, unknown_ca):
     broker = start()
-    done = run_cli(broker.secure_url, "--ca-file", str(stranger.file), "pub", "t", "x")
+    done = run_cli(broker.secure_url, "--ca-file", str(unknown_ca.file), "pub", "t", "x")
     assert done.returncode == 77
     assert b"this machine does not know its authority" in done.stderr and b"--ca-file" in done.stderr
     assert "does not know the authority" in broker.wait_for("tls_failed")["error"]
@@ -454,13 +454,13 @@ def test_many_handshakes_and_invalid_bytes_leak_nothing(start):
 # ---- client certificates ---------------------------------------------------------------------------------------------
 
 
-def test_required_client_certificates_are_verified_and_their_names_logged(start, authority, stranger):
+def test_required_client_certificates_are_verified_and_their_names_logged(start, authority, unknown_ca):
     broker = start({"tls.client_ca_file": str(authority.file), "tls.require_client_cert": True})
     done = broker.cli("pub", "t", "x")
     assert done.returncode == 77 and b"it requires a client certificate" in done.stderr
     assert "sent no certificate" in broker.wait_for("tls_failed")["error"]
 
-    cert, key = stranger.sign("intruder")
+    cert, key = unknown_ca.sign("intruder")
     done = broker.cli("--cert", str(cert), "--cert-key", str(key), "pub", "t", "x")
     assert done.returncode == 77 and b"refused this client" in done.stderr
     until(
@@ -478,10 +478,10 @@ def test_required_client_certificates_are_verified_and_their_names_logged(start,
     broker.stop()
 
 
-def test_optional_client_certificates_are_verified(start, authority, stranger):
+def test_optional_client_certificates_are_verified(start, authority, unknown_ca):
     broker = start({"tls.client_ca_file": str(authority.file)})
     assert broker.cli("pub", "t", "x").returncode == 0
-    cert, key = stranger.sign("intruder-2")
+    cert, key = unknown_ca.sign("intruder-2")
     assert broker.cli("--cert", str(cert), "--cert-key", str(key), "pub", "t", "x").returncode == 77
     broker.stop()
 

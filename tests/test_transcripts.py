@@ -19,7 +19,7 @@ from hand_client import (
     QUIT,
     SUB,
     UNSUB,
-    PlainClient,
+    LegacyClient,
     Reply,
     SubAck,
     command,
@@ -447,7 +447,7 @@ def test_message_ids_do_not_go_back_over_a_restart(start_broker):
     last = 0
     for _ in range(3):
         broker = start_broker()
-        with PlainClient(broker.address) as client:
+        with LegacyClient(broker.address) as client:
             client.subscribe("t")
             for _ in range(100):
                 client.publish("t", b"")

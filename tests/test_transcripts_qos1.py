@@ -32,7 +32,7 @@ int fdatasync(int file) {
     return -1;
 }
 """
-SMALL_LOG = {"server.max_message_size_bytes": 4096, "wal.segment_size_bytes": 524288, "wal.max_bytes": 2097152}
+SMALL_WAL = {"server.max_message_size_bytes": 4096, "wal.segment_size_bytes": 524288, "wal.max_bytes": 2097152}
 
 
 def publish(client, topic, *payloads):
@@ -148,11 +148,11 @@ def test_the_in_flight_window_is_respected(broker, connect):
 
 @pytest.mark.parametrize("broker", [{**QUICK, "qos1.max_deliveries": 2}], indirect=True)
 def test_a_never_acknowledged_message_becomes_a_dead_letter_with_the_reason(broker, connect):
-    undertaker = subscribe(connect(broker, hello=True), "$dlq/#")
+    collector = subscribe(connect(broker, hello=True), "$dlq/#")
     reader = subscribe(connect(broker, hello=True), "jobs/heavy")
     (id_,) = publish(connect(broker, hello=True), "jobs/heavy", b"\xff\0poison")
     assert [reader.next().redelivered, reader.next().redelivered] == [False, True]
-    letter = undertaker.next()
+    letter = collector.next()
     assert (letter.topic, letter.payload, letter.qos) == ("$dlq/jobs/heavy", b"\xff\0poison", 1)
     about = {"reason": "max_deliveries", "topic": "jobs/heavy", "id": str(id_), "deliveries": "2"}
     assert letter.properties == b"".join(user_property(name, value) for name, value in about.items())
@@ -401,10 +401,10 @@ def fill(writer, payload):
         if answer.code:
             return ids, answer
         ids.append(answer.id)
-        assert len(ids) < 2_097_152 // len(payload), "the log holds more than wal.max_bytes"
+        assert len(ids) < 2_097_152 // len(payload), "the WAL holds more than wal.max_bytes"
 
 
-@pytest.mark.parametrize("broker", [SMALL_LOG], indirect=True)
+@pytest.mark.parametrize("broker", [SMALL_WAL], indirect=True)
 def test_a_full_wal_refuses_publishes_until_the_subscriber_has_caught_up(broker, connect):
     durable(connect, broker, "orders").close()
     writer = connect(broker, hello=True)

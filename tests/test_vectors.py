@@ -70,7 +70,7 @@ def outcome(bench: Bench, frame: bytes, size: int | None, hello: bool) -> tuple[
     reader = bench.attach().subscribe(">", "$s.>")
     sender = bench.attach(hello=hello)
     for piece in pieces(frame + wire.encode_command(wire.PUB, "next", b"behind it"), size):
-        sender.feed(piece)
+        sender.send_bytes(piece)
         bench.settle()
     messages = [(message.topic, message.payload, message.ttl_ms) for message in reader.messages]
     seen = (messages, seen_by(sender))

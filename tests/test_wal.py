@@ -18,14 +18,14 @@ from blipmq.config import memory
 from blipmq.config.reader import from_dict, load
 from blipmq.config.settings import Config
 from blipmq.errors import ConfigError, LogLocked, LogUnusable
-from blipmq.native.config import CoreConfig, LogConfig
+from blipmq.native.config import CoreConfig, WalConfig
 from blipmq.native.core import Core
 from blipmq.native.events import STATS_FIELDS
-from blipmq.native.log import LOG_REFUSED, LOG_VERSION, LogReport, LogState, log_denied, log_error
-from blipmq.native.log_tool import WalFinding, WalMode, WalProgress, WalRecord, walk_log
+from blipmq.native.wal import WAL_REFUSED, WAL_VERSION, WalReport, WalState, wal_denied, wal_error
+from blipmq.native.wal_tool import WalFinding, WalMode, WalProgress, WalRecord, walk_wal
 
 SMALL_CORE = CoreConfig(ring_bytes=1 << 16)
-SMALL_LOG = {"segment_size_bytes": 1 << 19, "max_bytes": 1 << 21}
+SMALL_WAL = {"segment_size_bytes": 1 << 19, "max_bytes": 1 << 21}
 
 
 def embedded(directory, **log):
@@ -59,18 +59,18 @@ def test_conflicting_wal_settings_are_refused(log, message):
 
 
 def test_a_block_larger_than_an_eighth_of_a_segment_is_refused():
-    small = {"server": {"max_message_size_bytes": 64}, "wal": {**SMALL_LOG, "block_bytes": 65536}}
+    small = {"server": {"max_message_size_bytes": 64}, "wal": {**SMALL_WAL, "block_bytes": 65536}}
     assert from_dict(small).wal.block_bytes == 65536
     with pytest.raises(ConfigError, match="is not a power of two"):
-        from_dict({**small, "wal": {**SMALL_LOG, "block_bytes": 65528}})
+        from_dict({**small, "wal": {**SMALL_WAL, "block_bytes": 65528}})
 
 
 @pytest.mark.parametrize("size", [64, 4096, 65536, 1 << 20, 4 << 20])
 def test_a_dead_letter_of_the_largest_message_fits_in_half_a_batch(size):
     config = from_dict({"server": {"max_message_size_bytes": size}})
     letter = size + 2 * 256 + 512
-    assert letter <= memory.log_batch_bytes(config) // 2
-    assert LogConfig.of(config).batch_bytes == memory.log_batch_bytes(config) <= config.wal.segment_size_bytes // 2
+    assert letter <= memory.wal_batch_bytes(config) // 2
+    assert WalConfig.of(config).batch_bytes == memory.wal_batch_bytes(config) <= config.wal.segment_size_bytes // 2
 
 
 def test_every_accepted_pair_of_sizes_opens_a_wal(tmp_path):
@@ -82,7 +82,7 @@ def test_every_accepted_pair_of_sizes_opens_a_wal(tmp_path):
             }
         )
         core = Core(SMALL_CORE)
-        assert core.open_log(str(tmp_path / str(number)), LogConfig.of(config)).next_lsn == 1
+        assert core.open_wal(str(tmp_path / str(number)), WalConfig.of(config)).next_lsn == 1
         core.free()
 
 
@@ -151,7 +151,7 @@ def test_two_embedded_brokers_cannot_share_a_wal(directory):
 def test_a_broker_that_could_not_open_its_wal_can_be_restarted(directory):
     async def scene():
         directory.parent.mkdir()
-        directory.write_text("a file where the log should be")
+        directory.write_text("a file in place of the WAL")
         broker = blipmq.Broker(embedded(directory))
         with pytest.raises(LogUnusable, match=r"cannot be opened: .*Correct the cause"):
             await broker.start()
@@ -175,19 +175,19 @@ def test_a_broker_that_could_not_open_its_wal_can_be_restarted(directory):
     ],
 )
 def test_system_errors_are_reported_with_their_text_and_a_remedy(error, status):
-    denied = log_denied("data/wal", error)
+    denied = wal_denied("data/wal", error)
     assert denied.exit_status == status
     assert "data/wal" in str(denied) and "wal.directory" in str(denied)
 
 
 def test_an_unrecoverable_wal_is_refused_with_one_line():
-    refused = log_error(LOG_REFUSED, "data/wal", 0)
+    refused = wal_error(WAL_REFUSED, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
     assert "durable subscriptions could not be restored" in str(refused) and "Nothing was changed" in str(refused)
 
 
 def test_a_wal_of_a_newer_version_is_refused_with_one_line():
-    refused = log_error(LOG_VERSION, "data/wal", 0)
+    refused = wal_error(WAL_VERSION, "data/wal", 0)
     assert (type(refused), refused.exit_status) == (LogUnusable, 78)
     assert "a newer version of BlipMQ wrote the WAL" in str(refused) and "Nothing was changed" in str(refused)
 
@@ -206,16 +206,16 @@ class Lines:
 
 
 def wal_with(**found):
-    return Wal("data/wal", LogReport(*[found.get(name, 0) for name in LogReport._fields]), Lines())
+    return Wal("data/wal", WalReport(*[found.get(name, 0) for name in WalReport._fields]), Lines())
 
 
 def counters(**values):
-    return {**dict.fromkeys(STATS_FIELDS, 0), "log_state": LogState.OK, **values}
+    return {**dict.fromkeys(STATS_FIELDS, 0), "log_state": WalState.OK, **values}
 
 
 def test_a_failed_wal_is_reported_once_and_is_a_health_reason():
     log = wal_with()
-    failed = counters(log_state=LogState.FAILED, log_errno=errno.EIO)
+    failed = counters(log_state=WalState.FAILED, log_errno=errno.EIO)
     for _ in range(3):
         log.observe(failed)
     ((level, event, facts),) = log._log.written
@@ -227,7 +227,7 @@ def test_a_failed_wal_is_reported_once_and_is_a_health_reason():
 
 def test_a_full_wal_and_its_recovery_are_reported_each_time():
     log = wal_with()
-    for state in (LogState.OK, LogState.FULL, LogState.FULL, LogState.OK):
+    for state in (WalState.OK, WalState.FULL, WalState.FULL, WalState.OK):
         log.observe(counters(log_state=state))
     assert [event for _, event, _ in log._log.written] == ["log_full", "log_has_room"]
     assert log.reasons(counters()) == []
@@ -284,14 +284,14 @@ def test_a_long_replay_reports_its_progress(monkeypatch):
     lines, seen = Lines(), []
 
     class SlowCore:
-        def log_progress(self):
+        def wal_progress(self):
             seen.append(1)
             return 0.25
 
-        def open_log(self, directory, config):
+        def open_wal(self, directory, config):
             while not seen:
                 time.sleep(0.001)
-            return LogReport(*[0] * len(LogReport._fields))
+            return WalReport(*[0] * len(WalReport._fields))
 
     monkeypatch.setattr(wal, "PROGRESS_SECONDS", 0.001)
     asyncio.run(Wal.open(SlowCore(), Config(), lines))
@@ -406,6 +406,6 @@ def test_progress_is_shown_only_on_terminals(capsys, directory, kept):
 
 
 def test_the_record_iteration_ends_with_the_totals(directory, kept):
-    items = list(walk_log(str(directory), WalMode.VERIFY))
+    items = list(walk_wal(str(directory), WalMode.VERIFY))
     assert not [item for item in items if isinstance(item, WalFinding)]
     assert (items[-1].lost_ranges, items[-1].clean) == (0, 1)

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 
 from broker_process import start_cli
-from hand_client import PlainClient, Reader
+from hand_client import LegacyClient, Reader
 
 READ_BYTES = 1 << 18
 
@@ -38,7 +38,7 @@ class SocketReader:
     """A subscription over a plain socket. It reads only its SubAck until `start` is called."""
 
     def __init__(self, broker, filter_, receive_buffer_bytes=0):
-        self.client = PlainClient(broker.address, receive_buffer_bytes).subscribe(filter_)
+        self.client = LegacyClient(broker.address, receive_buffer_bytes).subscribe(filter_)
         self.client.socket.settimeout(None)  # no data may arrive for as long as the other clients take
         self.peer = self.client.peer
         self.count = 0

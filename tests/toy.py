@@ -92,9 +92,9 @@ class ToyClient(SocketClient):
 
     def raw(self, data: bytes) -> None:
         """Send ciphertext."""
-        super().feed(data)
+        super().send_bytes(data)
 
-    def feed(self, data: bytes) -> None:
+    def send_bytes(self, data: bytes) -> None:
         self.raw(self.records.data(data))
 
     def shake(self, *contents: bytes) -> ToyClient:

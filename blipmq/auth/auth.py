@@ -55,7 +55,7 @@ class Auth:
         self._free: list[int] = []
 
     def __repr__(self) -> str:
-        return f"<Auth required={self.required} keys={self.count} rights={len(self._given)} problem={self.problem!r}>"
+        return f"<Auth required={self.required} keys={self.count} acls={len(self._given)} problem={self.problem!r}>"
 
     @property
     def required(self) -> bool:
@@ -178,7 +178,7 @@ class Auth:
         if key.digest not in self._given:
             number = self._free.pop() if self._free else len(self._given) + 1
             self._given[key.digest] = number, key
-            self._core.rights(number, _filters(key))
+            self._core.set_acl(number, _filters(key))
         return self._given[key.digest][0]
 
     def _tell_core(self) -> None:
@@ -187,9 +187,9 @@ class Auth:
             if now is None:
                 del self._given[digest]
                 self._free.append(number)
-                self._core.end_rights(number)
+                self._core.end_acl(number)
             elif now.allow != was.allow:
-                self._core.rights(number, _filters(now))
+                self._core.set_acl(number, _filters(now))
             if now is not None:
                 self._given[digest] = number, now
 

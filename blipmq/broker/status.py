@@ -32,7 +32,7 @@ REASON_CHARS_MAX = 500
 EVERYTHING = Wanted()
 KEY_FILE_REASON = "the key file is not valid, and the old keys stay in effect"
 HOLDER_REASON = "WAL: nearly full, and one subscription keeps most of it; a key with the right admin sees which one"
-LOG_FILLING = 0.75  # share of wal.max_bytes; above it, a reason names the subscription that keeps most of the WAL
+WAL_FILLING = 0.75  # share of wal.max_bytes; above it, a reason names the subscription that keeps most of the WAL
 NEARLY_FULL = 0.9  # share of the memory budget; above it, the broker is degraded
 
 
@@ -119,7 +119,7 @@ class Status:
         """Call `answer` with the reasons why the broker is degraded, one sentence each; empty if all is well."""
 
         def counted(counters: Counters) -> None:
-            if self._log_is_filling(counters):  # the holder has to be looked up
+            if self._wal_is_filling(counters):  # the holder has to be looked up
                 self.session_lists.ask(lambda listing: answer(self._all_reasons(counters, read_hardware(), listing)))
             else:
                 answer(self._all_reasons(counters, read_hardware()))
@@ -221,7 +221,7 @@ class Status:
         rates, _ = self._rates(counters)
         hardware = read_hardware()
         reasons = self._all_reasons(counters, hardware, listing)
-        self._unnamed = dict.fromkeys(self._who_fills_the_log(counters, listing), HOLDER_REASON)
+        self._unnamed = dict.fromkeys(self._who_fills_the_wal(counters, listing), HOLDER_REASON)
         self._unnamed |= dict.fromkeys(self._key_file_reasons(), KEY_FILE_REASON)
         return {
             "version": __version__,
@@ -317,13 +317,13 @@ class Status:
         dropping = counters["dropped_queue_full"] - old["dropped_queue_full"]
         return {"in_per_s": round(came / seconds, 1), "out_per_s": round(went / seconds, 1)}, dropping
 
-    def _log_is_filling(self, counters: Counters) -> bool:
-        return bool(self._wal and counters["log_bytes"] >= self._wal.max_bytes * LOG_FILLING)
+    def _wal_is_filling(self, counters: Counters) -> bool:
+        return bool(self._wal and counters["log_bytes"] >= self._wal.max_bytes * WAL_FILLING)
 
-    def _who_fills_the_log(self, counters: Counters, listing: Listing | None) -> list[str]:
+    def _who_fills_the_wal(self, counters: Counters, listing: Listing | None) -> list[str]:
         """Name the subscription that keeps most of a WAL that is nearly full, and how to end it."""
         holder = listing.holder if listing is not None else None
-        if holder is None or not self._log_is_filling(counters) or holder.log_bytes < counters["log_bytes"] / 2:
+        if holder is None or not self._wal_is_filling(counters) or holder.log_bytes < counters["log_bytes"] / 2:
             return []
         fact = session_list.facts(holder, self._connections)
         whose = f"--group {fact['group']}" if fact["group"] else f"--client-id {fact['client_id']}"
@@ -336,7 +336,7 @@ class Status:
     def _all_reasons(self, counters: Counters, hardware: Hardware | None, listing: Listing | None = None) -> list[str]:
         reasons = list(self.bind_problems().values())
         reasons += self._wal.reasons(counters) if self._wal else []
-        reasons += self._who_fills_the_log(counters, listing)
+        reasons += self._who_fills_the_wal(counters, listing)
         reasons += self._tls.reasons() if self._tls else []
         reasons += self._reasons(self._rates(counters)[1], _in_use(counters))
         if self._history:

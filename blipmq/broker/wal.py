@@ -21,13 +21,13 @@ from blipmq.base.logs import Log
 from blipmq.config import memory
 from blipmq.config.settings import Config
 from blipmq.errors import LogUnusable
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 from blipmq.native.core import Core
 from blipmq.native.events import SYNC_BUCKETS
-from blipmq.native.log import LogReport, LogState, log_denied
+from blipmq.native.wal import WalReport, WalState, wal_denied
 
 PROGRESS_SECONDS = 1.0
-LOG_NAMES = ("wal", "checkpoint", "LOCK")
+WAL_NAMES = ("wal", "checkpoint", "LOCK")
 HINT_LOST = "some records are lost, all others are kept: list them with `blipmq wal verify`, and check the disk"
 HINT_AT_MOST = (
     "some records are lost, at most these; all others are kept: list them with `blipmq wal verify`, and check the disk"
@@ -49,7 +49,7 @@ def make_parents(directory: str) -> None:
             os.mkdir(path, 0o755)
             sync_directory(os.path.dirname(path))
     except OSError as error:
-        raise log_denied(directory, error.errno or 0) from None
+        raise wal_denied(directory, error.errno or 0) from None
 
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -67,11 +67,11 @@ def close_to_others(directory: str) -> Iterator[tuple[str, dict[str, Any]]]:
             return  # the core reports the error when it opens the directory
         if found.st_mode & WRITABLE_BY_OTHERS:
             yield _closed(directory, found)
-        count = sum(_file_closed(entry) for entry in os.scandir(directory) if entry.name.startswith(LOG_NAMES))
+        count = sum(_file_closed(entry) for entry in os.scandir(directory) if entry.name.startswith(WAL_NAMES))
     except FileNotFoundError:
         return
     except OSError as error:
-        raise log_denied(directory, error.errno or 0) from None
+        raise wal_denied(directory, error.errno or 0) from None
     if count:
         yield (
             "log_files_open",
@@ -131,12 +131,12 @@ def sync_directory(path: str) -> None:
 class Wal:
     """The WAL of one broker: its directory, the report of its recovery, its state since."""
 
-    def __init__(self, directory: str, report: LogReport, log: Log, max_bytes: int = 0) -> None:
+    def __init__(self, directory: str, report: WalReport, log: Log, max_bytes: int = 0) -> None:
         self.directory = os.path.abspath(directory)
         self.max_bytes = max_bytes  # limit of the WAL's size
         self.report = report
         self._log = log
-        self._state = LogState.OK
+        self._state = WalState.OK
         self._unclaimed = self._dropped = 0  # dead letters that have been logged
 
     def __repr__(self) -> str:
@@ -152,12 +152,12 @@ class Wal:
         # A separate pool: its thread ends with the work, and the program's default pool is not occupied.
         pool = ThreadPoolExecutor(1, "blipmq-open")
         opening = asyncio.get_running_loop().run_in_executor(
-            pool, core.open_log, config.wal.directory, LogConfig.of(config)
+            pool, core.open_wal, config.wal.directory, WalConfig.of(config)
         )
         pool.shutdown(wait=False)
         try:
             while not (await asyncio.wait((opening,), timeout=PROGRESS_SECONDS))[0]:
-                log.info("log_replay", progress=f"{core.log_progress():.1%}")
+                log.info("log_replay", progress=f"{core.wal_progress():.1%}")
         finally:  # also after cancellation: the thread uses the core until it has returned
             while not opening.done():
                 with contextlib.suppress(asyncio.CancelledError):
@@ -209,24 +209,24 @@ class Wal:
     def observe(self, counters: Counters) -> None:
         """Log when the WAL becomes full, fails, or has room again, and when dead letters are dropped or unclaimed.
         Called once a second."""
-        self._observe_letters(counters)
-        state = LogState(counters["log_state"])
+        self._observe_dead_letters(counters)
+        state = WalState(counters["log_state"])
         if state == self._state:
             return
-        if state == LogState.FAILED:
+        if state == WalState.FAILED:
             self._log.error(
                 "log_failed",
                 directory=self.directory,
                 error=_why(counters["log_errno"]),
                 hint="QoS 1 publishes are refused until a restart, QoS 0 continues: check the disk, then restart the broker",
             )
-        elif state == LogState.FULL:
+        elif state == WalState.FULL:
             self._log.error("log_full", bytes=counters["log_bytes"], disk_free_bytes=counters["log_free_bytes"])
-        elif self._state == LogState.FULL:
+        elif self._state == WalState.FULL:
             self._log.info("log_has_room", bytes=counters["log_bytes"], disk_free_bytes=counters["log_free_bytes"])
         self._state = state
 
-    def _observe_letters(self, counters: Counters) -> None:
+    def _observe_dead_letters(self, counters: Counters) -> None:
         unclaimed, dropped = counters["dead_letters_unclaimed"], counters["dead_letters_dropped"]
         if unclaimed > self._unclaimed:
             self._log.warning(
@@ -246,7 +246,7 @@ class Wal:
     def facts(self, counters: Counters) -> dict[str, Any]:
         """The part of INFO about the WAL. Ids are those of the WAL's records (LSNs), which rise by one."""
         return {
-            "state": LogState(counters["log_state"]).name.lower(),
+            "state": WalState(counters["log_state"]).name.lower(),
             "directory": self.directory,
             "bytes": counters["log_bytes"],
             "segments": counters["log_segments"],
@@ -276,15 +276,15 @@ class Wal:
     def reasons(self, counters: Counters) -> list[str]:
         """Why the broker is degraded, as far as the WAL is the cause."""
         reasons = []
-        state, report = LogState(counters["log_state"]), self.report
-        if state == LogState.FAILED:
+        state, report = WalState(counters["log_state"]), self.report
+        if state == WalState.FAILED:
             why = _why(counters["log_errno"])
             reasons.append(
                 f"WAL: {why}; QoS 1 publishes are refused; restore it if you can, then restart the broker"
                 if why == GONE
                 else f"WAL: disk error ({why}); QoS 1 publishes are refused; check the disk, then restart the broker"
             )
-        if state == LogState.FULL:
+        if state == WalState.FULL:
             size, free = memory.size(counters["log_bytes"]), memory.size(counters["log_free_bytes"])
             reasons.append(
                 f"WAL: full at {size} with {free} free on its disk; QoS 1 publishes are refused; end unused durable "

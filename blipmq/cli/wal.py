@@ -18,7 +18,7 @@ from blipmq.base.stdio import StreamError, is_terminal, put_error, write_out
 from blipmq.broker.wal import close_to_others
 from blipmq.config.memory import size
 from blipmq.errors import BlipMQError
-from blipmq.native.log_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_log
+from blipmq.native.wal_tool import WalFinding, WalItem, WalMode, WalProgress, WalRecord, WalSums, walk_wal
 from blipmq.sessions.connections import OWNER_ENDS
 from blipmq.wire.properties import user_properties
 
@@ -32,8 +32,8 @@ _TIME = struct.Struct(
     "=6Q2I"
 )  # of native/broker/timeline.c: run, mono_ms, time_ms, boot_id, boot_ms, wall_ms, synchronized
 _PUBLISH = struct.Struct("=5Q2I")  # id, timestamp_ms, ttl_ms, mono_ms, run, topic_size, properties_size
-_LETTER = struct.Struct("=Q2I")  # a dead letter's properties, in a record with this flag: id, deliveries, reserved
-PUBLISH_LETTER = 1
+_DEAD_LETTER = struct.Struct("=Q2I")  # a dead letter's properties, in a record with this flag: id, deliveries, reserved
+PUBLISH_DEAD_LETTER = 1
 _ACK = struct.Struct("=2Q")  # subscription, floor
 _SESSION = struct.Struct("=2Q3I4B")  # id, floor, sizes of filter, client_id and group, qos, grouped, form, floored
 _LEAVE = struct.Struct("=Q4I")  # newest subscription it ends, sizes of filter, client_id and group, reserved
@@ -49,7 +49,7 @@ def run(action: str, directory: str, form: str) -> int:
         for event, about in close_to_others(directory):
             put_error(f"{event}: {about['directory']}: {about['hint']}\n".encode())
     try:
-        for item in walk_log(directory, WalMode[action.upper()]):
+        for item in walk_wal(directory, WalMode[action.upper()]):
             if isinstance(item, WalProgress):
                 progress.show(item)
                 continue
@@ -189,8 +189,8 @@ def _publish_fact(data: bytes, flags: int = 0) -> Fact:
         raise struct.error("its sizes do not fit")
     topic, properties = data[_PUBLISH.size : topic_end].decode(), data[payload_end:]
     headers = user_properties(properties)
-    if flags & PUBLISH_LETTER and properties_size == _LETTER.size:
-        letter_id, deliveries, _ = _LETTER.unpack(properties)
+    if flags & PUBLISH_DEAD_LETTER and properties_size == _DEAD_LETTER.size:
+        letter_id, deliveries, _ = _DEAD_LETTER.unpack(properties)
         about = {"topic": topic.removeprefix("$dlq/"), "id": str(letter_id), "deliveries": str(deliveries)}
         headers = {"reason": "max_deliveries", **about}
     return {

@@ -122,7 +122,7 @@ class _Settings:
 
 def _together(fates: Sequence[Fate]) -> list[Fate]:
     settings = _Settings(fates)
-    _fit_log(settings)
+    _fit_wal(settings)
     _fit_times(settings)
     _fit_exposure(settings, any(fate.said == KEYS_LOST for fate in fates))
     for _ in range(len(KEYS)):
@@ -136,13 +136,13 @@ def _together(fates: Sequence[Fate]) -> list[Fate]:
     raise ConfigError("The converted settings are not valid.")
 
 
-def _fit_log(settings: _Settings) -> None:
+def _fit_wal(settings: _Settings) -> None:
     if not settings.get("wal.enabled"):
         return
     given = settings.get("wal.segment_size_bytes")
     message_bytes = settings.get("server.max_message_size_bytes")
     server = type(Config().server)(max_message_size_bytes=message_bytes)
-    needed = 2 * memory.log_batch_bytes(Config(server=server))
+    needed = 2 * memory.wal_batch_bytes(Config(server=server))
     unit = MIB if given < needed else BLOCK_BYTES
     wanted = -(-max(given, needed) // unit) * unit
     if wanted > KEYS["wal.segment_size_bytes"].high:

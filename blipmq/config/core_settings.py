@@ -128,7 +128,7 @@ COMPUTED = (
 )
 
 WAL_COMPUTED = (
-    Field("batch_bytes", "Bytes gathered for one sync.", memory.log_batch_bytes),
+    Field("batch_bytes", "Bytes gathered for one sync.", memory.wal_batch_bytes),
     Field("no_sync", "1: nothing is synced. A test shows with it that a missing sync is found.", lambda _: 0),
 )
 

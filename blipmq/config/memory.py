@@ -39,9 +39,9 @@ DELIVERY_BYTES, QOS1_SUBSCRIPTION_BYTES = 256, 1 * KIB
 QOS1_FRAME_BYTES = 80  # the shortest frame to a subscriber
 # The WAL: its smallest batch, its readers, the block of each reader (one record, if that is larger), the buffer for
 # reading files, and the positions that it remembers in its files.
-LOG_BATCH_BYTES_MIN = 256 * KIB
-LOG_READERS, LOG_READ_BYTES, LOG_SCAN_BYTES = 8, 256 * KIB, 1 * MIB
-LOG_MARK_BYTES, LOG_MARK_EVERY_BYTES = 16, 256 * KIB
+WAL_BATCH_BYTES_MIN = 256 * KIB
+WAL_READERS, WAL_READ_BYTES, WAL_SCAN_BYTES = 8, 256 * KIB, 1 * MIB
+WAL_MARK_BYTES, WAL_MARK_EVERY_BYTES = 16, 256 * KIB
 POOL_SMALL_BYTES, POOL_MEDIUM_BYTES = 1 * KIB, 16 * KIB
 
 
@@ -54,17 +54,17 @@ class Term(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The sum. `limits.memory_bytes` bounds the `core` terms together; `held` is that bounded total in bytes."""
+    """The sum. `limits.memory_bytes` bounds the `core` terms together; `capped` is that bounded total in bytes."""
 
     outside: list[Term]
     core: list[Term]
     budget: int  # 0: none
-    held: int
+    capped: int
 
     @property
     def worst(self) -> int:
         """Bytes with every connection open, every queue full, every subscriber stuck."""
-        return sum(term.worst for term in self.outside) + self.held
+        return sum(term.worst for term in self.outside) + self.capped
 
 
 def max_frame_bytes(config: Config) -> int:
@@ -77,26 +77,26 @@ def ring_bytes(config: Config) -> int:
     return 1 << (config.performance.batch_config.channel_capacity * RING_RECORD_BYTES - 1).bit_length()
 
 
-def log_batch_bytes(config: Config) -> int:
+def wal_batch_bytes(config: Config) -> int:
     """Bytes that the WAL gathers for one sync. A record may fill half of it. The largest record is a dead letter: the
     largest message, its topic twice, and its properties."""
     record = max_frame_bytes(config) + 4 * KIB
-    return max(LOG_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
+    return max(WAL_BATCH_BYTES_MIN, (2 * record + 4095) // 4096 * 4096)
 
 
 def _places(config: Config) -> int:
     return 1 << (2 * config.limits.max_pending - 1).bit_length()
 
 
-def _log_terms(config: Config) -> list[Term]:
+def _wal_terms(config: Config) -> list[Term]:
     if not config.wal.enabled:
         return []
-    batch, scan = log_batch_bytes(config), LOG_SCAN_BYTES + max_frame_bytes(config)
-    places = config.wal.max_bytes // LOG_MARK_EVERY_BYTES
+    batch, scan = wal_batch_bytes(config), WAL_SCAN_BYTES + max_frame_bytes(config)
+    places = config.wal.max_bytes // WAL_MARK_EVERY_BYTES
     return [
         Term("WAL batches", f"2 x {size(batch)}", 2 * batch),
         Term("WAL reading", size(scan), scan),
-        Term("WAL positions", f"{places} x {LOG_MARK_BYTES} B", places * LOG_MARK_BYTES),
+        Term("WAL positions", f"{places} x {WAL_MARK_BYTES} B", places * WAL_MARK_BYTES),
     ]
 
 
@@ -128,11 +128,11 @@ def memory_of(config: Config) -> Memory:
         Term("session filters", f"{filters} x {SESSION_FILTER_BYTES} B", filters * SESSION_FILTER_BYTES),
         Term("pending addresses", f"{_places(config)} x {PLACE_BYTES} B", _places(config) * PLACE_BYTES),
         *_tls_terms(config),
-        *_log_terms(config),
+        *_wal_terms(config),
     ]
     # Connections are admitted even past the budget; everything else stays within it.
-    held = min(demand, budget + n * CONNECTION_BYTES) if budget else demand
-    return Memory(outside, core, budget, held)
+    capped = min(demand, budget + n * CONNECTION_BYTES) if budget else demand
+    return Memory(outside, core, budget, capped)
 
 
 def _core_terms(config: Config) -> list[Term]:
@@ -161,12 +161,12 @@ def _qos1_terms(config: Config) -> list[Term]:
     window = max(
         2 * config.qos1.max_in_flight, min(queues.subscriber_capacity, queues.subscriber_bytes // QOS1_FRAME_BYTES)
     )
-    block = max(LOG_READ_BYTES, max_frame_bytes(config))
+    block = max(WAL_READ_BYTES, max_frame_bytes(config))
     each = QOS1_SUBSCRIPTION_BYTES + window * DELIVERY_BYTES + config.queues.subscriber_bytes
     formula = f"{n} x (1 KiB + {window} x {DELIVERY_BYTES} B + {size(config.queues.subscriber_bytes)})"
     return [
         Term("QoS 1 windows", formula, n * each),
-        Term("WAL readers", f"{LOG_READERS} x {size(block)}", LOG_READERS * block),
+        Term("WAL readers", f"{WAL_READERS} x {size(block)}", WAL_READERS * block),
     ]
 
 
@@ -201,7 +201,7 @@ def table(config: Config) -> str:
     )
     demand = sum(term.worst for term in total.core)
     rows = [(term.name, size(term.worst), term.formula) for term in total.outside]
-    rows.append(("core", size(total.held), f"{bound}; the sum of the other limits is {size(demand)}:"))
+    rows.append(("core", size(total.capped), f"{bound}; the sum of the other limits is {size(demand)}:"))
     rows += [("  " + term.name, size(term.worst), term.formula) for term in total.core]
     rows.append(("worst case", size(total.worst), "every limit reached at once, and no subscriber reads"))
     rows.append(("at rest", size(at_rest_bytes(config)), "no client connected"))

@@ -166,7 +166,7 @@ class _Reading(Reading):
             )
 
         if config.wal.enabled:
-            self._check_log(config)
+            self._check_wal(config)
 
     def _check_exposure(self, config: Config) -> None:
         """Without authentication only this machine may reach the broker, unless allow_anonymous is set."""
@@ -205,7 +205,7 @@ class _Reading(Reading):
                 if getattr(tls, name):
                     self._clash(f"tls.{name}", "is set, but TLS is not used; set server.tls_bind_addr or metrics.tls")
 
-    def _check_log(self, config: Config) -> None:
+    def _check_wal(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes
         if not wal.directory:
             self._clash("wal.directory", "empty, but the WAL needs a directory; set one, or set wal.enabled = false")
@@ -221,7 +221,7 @@ class _Reading(Reading):
                 f"{segment} is over a quarter of wal.max_bytes ({wal.max_bytes}), so the WAL could rarely shrink; "
                 "raise one or lower the other",
             )
-        batch = memory.log_batch_bytes(config)
+        batch = memory.wal_batch_bytes(config)
         if segment < 2 * batch:
             self._clash(
                 "wal.segment_size_bytes",

@@ -32,12 +32,12 @@ class CoreConfig(_tuple_of("_CoreConfig", CORE)):  # type: ignore[misc]
         return cls(**values(CORE, config))
 
 
-class LogConfig(_tuple_of("_LogConfig", WAL)):  # type: ignore[misc]
+class WalConfig(_tuple_of("_WalConfig", WAL)):  # type: ignore[misc]
     """The fields of `bq_wal_config_t`."""
 
     __slots__ = ()
 
     @classmethod
-    def of(cls, config: Config) -> LogConfig:
+    def of(cls, config: Config) -> WalConfig:
         """The WAL's values of the settings."""
         return cls(**values(WAL, config))

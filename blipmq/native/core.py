@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeAlias
 from blipmq._native import ffi, lib
 from blipmq.base.peer import peer_bytes
 from blipmq.native.clock import Clock
-from blipmq.native.config import CoreConfig, LogConfig
+from blipmq.native.config import CoreConfig, WalConfig
 from blipmq.native.errors import CoreBusy, CoreError, check
 from blipmq.native.events import CloseReason, Event, Stopped, read
-from blipmq.native.log import LogReport, log_error
+from blipmq.native.wal import WalReport, wal_error
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -70,17 +70,17 @@ class Core:
 
     # -- start and stop
 
-    def open_log(self, directory: str, config: LogConfig) -> LogReport:
+    def open_wal(self, directory: str, config: WalConfig) -> WalReport:
         """Open the WAL in `directory`, created if it does not exist, and recover it. Call it before `start`. It blocks
         until the recovery is done; other threads run meanwhile. Raises `LogLocked`, or `LogUnusable` with the cause."""
         report = ffi.new("bq_wal_report_t *")
         code = lib.bq_wal_open(self._bq, os.fsencode(directory), ffi.new("bq_wal_config_t *", config._asdict()), report)
         if code < 0:
-            raise log_error(code, directory, report.error)
-        return LogReport(*(getattr(report, name) for name in LogReport._fields))
+            raise wal_error(code, directory, report.error)
+        return WalReport(*(getattr(report, name) for name in WalReport._fields))
 
-    def log_progress(self) -> float:
-        """The share of the WAL that has been read, 0 to 1, while `open_log` runs in another thread."""
+    def wal_progress(self) -> float:
+        """The share of the WAL that has been read, 0 to 1, while `open_wal` runs in another thread."""
         return int(lib.bq_wal_progress(self._bq)) / 1000
 
     def start(self) -> None:
@@ -169,30 +169,30 @@ class Core:
         flags = lib.BQ_CONN_TRUSTED if trusted else 0
         self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=peer_bytes(peer) if peer else b"")
 
-    def feed(self, conn: int, data: Buffer) -> None:
-        """Pass on bytes that an in-memory connection received; `Fed` reports when they are consumed. Raises `CoreBusy`."""
+    def input(self, conn: int, data: Buffer) -> None:
+        """Pass on bytes that an in-memory connection received; `Consumed` reports when they are consumed. Raises `CoreBusy`."""
         self._push(lib.BQ_CMD_INPUT, conn=conn, data=data, counted=True)
 
-    def feed_end(self, conn: int) -> None:
+    def end_input(self, conn: int) -> None:
         """End the input of an in-memory connection; the core closes it after it has served the earlier input."""
         self._push(lib.BQ_CMD_INPUT, conn=conn, flags=lib.BQ_INPUT_END)
 
-    def taken(self, conn: int, size: int) -> None:
+    def credit(self, conn: int, size: int) -> None:
         """Acknowledge `size` bytes of `Out`."""
         self._push(lib.BQ_CMD_CREDIT, conn=conn, value=size)
 
-    def admit(self, conn: int, seq: int, text: str, rights: int = 0) -> None:
-        """Admit a client that sent HELLO; it gets Reply code 0 with `text`. `rights`: the number of its publish ACL,
-        set before with `rights`; 0: everything."""
-        self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode(), value=rights)
+    def admit(self, conn: int, seq: int, text: str, acl: int = 0) -> None:
+        """Admit a client that sent HELLO; it gets Reply code 0 with `text`. `acl`: the number of its publish ACL,
+        set before with `set_acl`; 0: everything."""
+        self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode(), value=acl)
 
-    def rights(self, number: int, filters: bytes | None) -> None:
+    def set_acl(self, number: int, filters: bytes | None) -> None:
         """Set the publish ACL `number` (from 1), also for the connections already admitted with it. `filters`: each
         with its size in front (u16, little-endian), or None for everything."""
         flags = lib.BQ_ACL_ALL if filters is None else 0
         self._push(lib.BQ_CMD_ACL, value=number, flags=flags, data=filters or b"")
 
-    def end_rights(self, number: int) -> None:
+    def end_acl(self, number: int) -> None:
         """Remove the ACL `number`: connections admitted with it may publish nothing from now on. The number may be used
         again."""
         self._push(lib.BQ_CMD_ACL, value=number, flags=lib.BQ_ACL_END)

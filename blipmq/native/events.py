@@ -84,7 +84,7 @@ class Sub(NamedTuple):
     group: str
     qos: int
     durable: bool
-    plain: bool
+    legacy: bool
     peer: str
     trusted: bool = False
 
@@ -97,7 +97,7 @@ class Unsub(NamedTuple):
     seq: int
     filter: str
     group: str
-    plain: bool
+    legacy: bool
     peer: str
     keep_durable: bool = False
 
@@ -148,13 +148,13 @@ class Attached(NamedTuple):
 
 
 class Out(NamedTuple):
-    """Output of an in-memory connection. Acknowledged with `taken`."""
+    """Output of an in-memory connection. Acknowledged with `credit`."""
 
     conn: int
     data: bytes
 
 
-class Fed(NamedTuple):
+class Consumed(NamedTuple):
     """The core has consumed `size` bytes of the input."""
 
     conn: int
@@ -300,8 +300,8 @@ class Stopped(NamedTuple):
 
 
 Event: TypeAlias = (
-    "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Fed | Stats | Listed | SessionsListed"
-    " | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped | Secured"
+    "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Consumed | Stats | Listed"
+    " | SessionsListed | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped | Secured"
 )
 
 
@@ -323,15 +323,17 @@ def _hello(e: CData) -> Event:
 
 
 def _sub(e: CData) -> Event:
-    durable, plain = bool(e.flags & lib.BQ_EV_DURABLE), bool(e.flags & lib.BQ_EV_LEGACY)
+    durable, legacy = bool(e.flags & lib.BQ_EV_DURABLE), bool(e.flags & lib.BQ_EV_LEGACY)
     trusted = bool(e.flags & lib.BQ_EV_TRUSTED)
-    return Sub(e.conn, e.seq, _text(e), _data(e).decode("utf-8", "replace"), e.value, durable, plain, _peer(e), trusted)
+    return Sub(
+        e.conn, e.seq, _text(e), _data(e).decode("utf-8", "replace"), e.value, durable, legacy, _peer(e), trusted
+    )
 
 
 def _unsub(e: CData) -> Event:
     group = _data(e).decode("utf-8", "replace")
-    plain, keep = bool(e.flags & lib.BQ_EV_LEGACY), bool(e.flags & lib.BQ_EV_KEEP)
-    return Unsub(e.conn, e.seq, _text(e), group, plain, _peer(e), keep)
+    legacy, keep = bool(e.flags & lib.BQ_EV_LEGACY), bool(e.flags & lib.BQ_EV_KEEP)
+    return Unsub(e.conn, e.seq, _text(e), group, legacy, _peer(e), keep)
 
 
 def _unsubscribed(e: CData) -> Event:
@@ -366,8 +368,8 @@ def _out(e: CData) -> Event:
     return Out(e.conn, _data(e))
 
 
-def _fed(e: CData) -> Event:
-    return Fed(e.conn, e.value)
+def _consumed(e: CData) -> Event:
+    return Consumed(e.conn, e.value)
 
 
 def _stats(e: CData) -> Event:
@@ -449,7 +451,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_CLOSED: _closed,
     lib.BQ_EV_ATTACHED: _attached,
     lib.BQ_EV_OUT: _out,
-    lib.BQ_EV_CONSUMED: _fed,
+    lib.BQ_EV_CONSUMED: _consumed,
     lib.BQ_EV_STATS: _stats,
     lib.BQ_EV_LIST: _list,
     lib.BQ_EV_CONSUMERS: _sessions,

@@ -14,7 +14,7 @@ from blipmq.config import memory
 from blipmq.config.settings import Config
 from blipmq.errors import TOO_MANY, BlipMQError, Disconnected, Refused
 from blipmq.native.core import Core
-from blipmq.native.events import Attached, Closed, Fed, Out
+from blipmq.native.events import Attached, Closed, Consumed, Out
 from blipmq.net.memory_transport import MemoryTransport
 
 
@@ -83,7 +83,7 @@ class AttachedConnections:
         if transport is not None:
             transport.arrived(event.data)
 
-    def consumed(self, event: Fed) -> None:
+    def consumed(self, event: Consumed) -> None:
         transport = self._transports.get(event.conn)
         if transport is not None:
             transport.consumed(event.size)

@@ -1,7 +1,7 @@
 """In-memory transport: an asyncio transport whose peer is the core in this process.
 
 Invariant: at most one largest frame and WINDOW_BYTES are on their way to the core. Further output waits here and pauses
-the writer, as with a full socket. Bytes from the core are acknowledged (`taken`) only when the protocol has received
+the writer, as with a full socket. Bytes from the core are acknowledged (`credit`) only when the protocol has received
 them, so the core holds back output to a protocol that pauses reading, as for any slow subscriber. The protocol gets all
 data that the core sent before it learns of the end, unless it closes the connection itself.
 """
@@ -164,7 +164,7 @@ class MemoryTransport(asyncio.Transport):
             piece = self._outgoing[0]
             chunk = piece[:CHUNK_BYTES]
             try:
-                self._core.feed(self._conn, chunk)
+                self._core.input(self._conn, chunk)
             except CoreBusy:
                 if not self._retrying:  # one timer, even if the protocol writes several times
                     self._retrying = True
@@ -178,7 +178,7 @@ class MemoryTransport(asyncio.Transport):
                 self._outgoing[0] = piece[len(chunk) :]
         if self._eof and not self._outgoing and not self._eof_told and not self._ended:
             self._eof_told = True
-            self._core.feed_end(self._conn)
+            self._core.end_input(self._conn)
 
     def _retry(self) -> None:
         self._retrying = False
@@ -198,4 +198,4 @@ class MemoryTransport(asyncio.Transport):
         if not self._closing:
             self._protocol.data_received(data)
         if not self._ended:
-            self._core.taken(self._conn, len(data))
+            self._core.credit(self._conn, len(data))

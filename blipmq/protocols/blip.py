@@ -115,8 +115,8 @@ class NativeProtocol:
         taken_over = self._connections.identify(connection, event.client_id)
         if taken_over is not None:
             self._take_over(taken_over, event.peer)
-        rights = self._auth.acl_of(connection.key) if connection.key is not None else 0
-        self._core.admit(event.conn, event.seq, GREETING, rights)
+        acl = self._auth.acl_of(connection.key) if connection.key is not None else 0
+        self._core.admit(event.conn, event.seq, GREETING, acl)
         by = {"key": connection.key.name} if connection.key is not None else {}
         write = self._log.info if _is_named(connection) else self._log.debug
         write("hello", client=event.client_id, **by, peer=_peer(event.peer))
@@ -313,7 +313,7 @@ class NativeProtocol:
     def _refuse(self, event: Sub, code: int, text: str) -> None:
         """Refuse a SUB with a Reply, or close the connection of a legacy client, which has no Reply."""
         connection = self._connections.find(event.conn)
-        if event.plain:
+        if event.legacy:
             if connection is not None:
                 connection.closing = True
             self._core.close(event.conn)

@@ -7,7 +7,7 @@ import signal
 import struct
 import time
 
-from hand_client import HELLO, PING, PUB, SUB, PlainClient, Reader, SubAck, command
+from hand_client import HELLO, PING, PUB, SUB, LegacyClient, Reader, SubAck, command
 
 from crash.clients import ack_frame
 
@@ -48,7 +48,7 @@ class Frames:
 
 
 def connect(broker, client_id):
-    client = PlainClient(broker.address)
+    client = LegacyClient(broker.address)
     client.send(command(HELLO, client_id=client_id, protocol=1, seq=1))
     assert client.next().code == 0
     return client

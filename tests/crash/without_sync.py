@@ -4,8 +4,8 @@ Invariant: its configuration differs from the real one in one field only.
 """
 
 from blipmq.__main__ import main
-from blipmq.native.config import LogConfig
+from blipmq.native.config import WalConfig
 
-synced = LogConfig.of
-LogConfig.of = lambda config: synced(config)._replace(no_sync=1)
+synced = WalConfig.of
+WalConfig.of = lambda config: synced(config)._replace(no_sync=1)
 main()

@@ -12,7 +12,7 @@ import socket
 from collections import Counter
 
 import pytest
-from door_twin import DoorTwin
+from admission_model import AdmissionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped import Bench, Client, SocketClient
@@ -22,7 +22,7 @@ from blipmq.wire import frames as wire
 
 TICK_MS = 10
 HELLO_MS = 5000
-STRANGER = "198.51.100.7"
+REMOTE_ADDRESS = "198.51.100.7"
 
 
 def guarded(**limits: int) -> Bench:
@@ -90,8 +90,8 @@ def test_an_answered_but_unadmitted_connection_is_closed_first() -> None:
 
 def test_the_limit_of_one_address_does_not_affect_others() -> None:
     with guarded(max_pending=10, max_pending_per_address=2) as bench:
-        assert all(bench.attach(address=STRANGER).conn for _ in range(2))
-        assert bench.attach(address=STRANGER).conn == 0
+        assert all(bench.attach(address=REMOTE_ADDRESS).conn for _ in range(2))
+        assert bench.attach(address=REMOTE_ADDRESS).conn == 0
         assert all(bench.attach(address=f"198.51.100.{n}").conn for n in (6, 8))
         counters = bench.stats()
         assert (counters["pending"], counters["refused_pending_address"], counters["refused_pending"]) == (4, 1, 0)
@@ -115,9 +115,9 @@ def test_loopback_clients_are_bounded_only_in_total(address: str) -> None:
 def test_a_pending_slot_is_freed_by_admission_close_and_deadline() -> None:
     with guarded(max_pending_per_address=1) as bench:
         for end in ("admitted", "closed", "late", "frame"):
-            client = bench.attach(address=STRANGER)
+            client = bench.attach(address=REMOTE_ADDRESS)
             assert client.conn, f"before: {end}"
-            assert bench.attach(address=STRANGER).conn == 0
+            assert bench.attach(address=REMOTE_ADDRESS).conn == 0
             if end == "admitted":
                 say_hello(client)
                 admit(bench)
@@ -126,7 +126,7 @@ def test_a_pending_slot_is_freed_by_admission_close_and_deadline() -> None:
             elif end == "late":
                 bench.settle(HELLO_MS + TICK_MS)
             else:
-                client.feed(b"\0\0\0\0")
+                client.send_bytes(b"\0\0\0\0")
                 bench.settle()
             assert bench.stats()["pending"] == 0
         assert bench.stats()["refused_pending_address"] == 4
@@ -134,7 +134,7 @@ def test_a_pending_slot_is_freed_by_admission_close_and_deadline() -> None:
 
 def test_without_authentication_no_connection_is_pending() -> None:
     with Bench(max_pending=1, max_pending_per_address=1) as bench:
-        clients = [bench.attach(address=STRANGER) for _ in range(10)]
+        clients = [bench.attach(address=REMOTE_ADDRESS) for _ in range(10)]
         bench.settle(10 * HELLO_MS)
         assert all(client.conn and client.closed is None for client in clients)
         assert bench.stats()["pending"] == 0
@@ -167,14 +167,14 @@ def test_the_slots_of_a_thousand_addresses_are_counted_and_freed() -> None:
 def test_displaced_pending_connections_cause_no_python_event() -> None:
     with guarded(max_pending=8) as bench:
         bench.listen()
-        strangers = [bench.connect() for _ in range(100)]
+        pending_clients = [bench.connect() for _ in range(100)]
         bench.settle()
         counters = bench.stats()
         assert (counters["accepted"], counters["closed"], counters["refused_pending"]) == (100, 92, 92)
         assert not bench.closed, "they are counted, not told one by one"
-        for stranger in strangers:
-            stranger.receive()
-        assert [stranger.eof for stranger in strangers] == [True] * 92 + [False] * 8
+        for client in pending_clients:
+            client.receive()
+        assert [client.eof for client in pending_clients] == [True] * 92 + [False] * 8
 
 
 # ---- the deadline ----------------------------------------------------------------------------------------------------
@@ -182,10 +182,10 @@ def test_displaced_pending_connections_cause_no_python_event() -> None:
 
 def test_slowly_sent_bytes_do_not_extend_the_deadline() -> None:
     with guarded() as bench:
-        client = bench.attach(address=STRANGER)
+        client = bench.attach(address=REMOTE_ADDRESS)
         for second in range(HELLO_MS // 1000):
             assert client.closed is None
-            client.feed(b"\0\0\1\0\4"[second : second + 1])
+            client.send_bytes(b"\0\0\1\0\4"[second : second + 1])
             bench.settle(1000)
         bench.settle(TICK_MS)
         assert client.closed and (client.closed.reason, client.closed.detail) == (
@@ -284,11 +284,11 @@ def test_only_one_frame_is_read_before_admission() -> None:
 
 def test_a_slow_pending_connection_uses_few_bytes() -> None:
     with guarded(max_pending=1000, max_pending_per_address=1000) as bench:
-        clients = [bench.attach(address=STRANGER) for _ in range(1000)]
+        clients = [bench.attach(address=REMOTE_ADDRESS) for _ in range(1000)]
         bench.settle()
         before = bench.stats()["memory_used_bytes"]
         for client in clients:
-            client.feed(b"\0\0\4")
+            client.send_bytes(b"\0\0\4")
         bench.settle()
         assert bench.stats()["memory_used_bytes"] - before <= 64 * 1000
 
@@ -297,7 +297,7 @@ def test_a_length_over_1_kib_closes_a_pending_connection_before_allocation() -> 
     with guarded() as bench:
         for size in (1025, 1 << 20, 0xFFFFFFFF):
             client = bench.attach()
-            client.feed(size.to_bytes(4, "big"))
+            client.send_bytes(size.to_bytes(4, "big"))
             bench.settle()
             assert client.closed and client.closed.reason is CloseReason.TOO_LARGE
 
@@ -472,7 +472,7 @@ def test_a_listener_added_after_all_were_removed_is_served() -> None:
 
 # ---- comparison with the reference model -----------------------------------------------------------------------------
 
-ADDRESSES = ["", "127.0.0.1", STRANGER, "198.51.100.8", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
+ADDRESSES = ["", "127.0.0.1", REMOTE_ADDRESS, "198.51.100.8", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("arrive"), st.sampled_from(ADDRESSES)),
@@ -488,7 +488,7 @@ STEPS = st.lists(
 @given(steps=STEPS, total=st.integers(1, 5), each=st.integers(1, 3), most=st.integers(3, 8))
 def test_admission_matches_reference_model(steps: list, total: int, each: int, most: int) -> None:
     with guarded(max_pending=total, max_pending_per_address=each, max_connections=most, hello_timeout_ms=500) as bench:
-        twin, clients = DoorTwin(total, each, most, 500, bench.now_ms), {}
+        twin, clients = AdmissionModel(total, each, most, 500, bench.now_ms), {}
         for step, (what, value) in enumerate(steps):
             standing = sorted(twin.pending)
             if what == "arrive":
@@ -509,7 +509,7 @@ def test_admission_matches_reference_model(steps: list, total: int, each: int, m
                     bench.close(clients[name])
                 elif what == "nonsense" and name not in twin.heard:
                     twin.leave(name)
-                    clients[name].feed(b"\0\0\0\0")
+                    clients[name].send_bytes(b"\0\0\0\0")
             elif what in ("admit", "refuse", "turn away") and twin.heard:
                 name = twin.heard[value % len(twin.heard)]
                 event = next(event for event in bench.asked if event.conn == clients[name].conn)

@@ -1,6 +1,6 @@
-/* test_log_crash.c: many short workloads on a simulated disk, each with a cut at every call that changes the disk.
+/* test_wal_crash.c: many short workloads on a simulated disk, each with a cut at every call that changes the disk.
  *
- *      test_log_crash [first seed] [seeds] [no-sync]
+ *      test_wal_crash [first seed] [seeds] [no-sync]
  *
  * Invariant: after every cut, also after further cuts at every call of the recovery, all acknowledged records exist, all
  * existing records were appended, and no LSN is missing. With no-sync this must fail, which proves that the test can fail.
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "log_model.h"
+#include "wal_model.h"
 
 #define STEPS 40u
 

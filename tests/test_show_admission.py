@@ -1,6 +1,6 @@
 """Acceptance: many unauthenticated connections to a broker that requires HELLO, and a broker without descriptors.
 
-Loopback clients are bounded only in total, so one address is sufficient here; tests/test_core_door.py tests the limits
+Loopback clients are bounded only in total, so one address is sufficient here; tests/test_core_admission.py tests the limits
 of each address.
 """
 
@@ -18,7 +18,7 @@ from broker_process import until
 from hand_client import HELLO, INFO, PING, PUB, SUB, UNSUB, HelloClient, command, v1_command
 from watched_broker import get
 
-STRANGERS = 10_000
+UNADMITTED = 10_000
 GROWTH_BYTES_MAX = 64 << 20
 GUARDED = {"auth.api_keys": ["the-key-of-those-who-are-inside"]}
 # A frame of 1 KiB that is never completed.
@@ -61,7 +61,7 @@ def metric(broker, name, **labels):
     return float(value)
 
 
-class Strangers:
+class UnadmittedClients:
     """Sockets that send a byte a second and never send HELLO. `ended`: those closed by the broker."""
 
     def __init__(self, address):
@@ -88,7 +88,7 @@ class Strangers:
         for number, _ in self._poll.poll(0, 4096):
             one, _ = self.open[number]
             with contextlib.suppress(OSError):
-                assert one.recv(64) == b"", "nobody answers a stranger"
+                assert one.recv(64) == b"", "an unadmitted client gets no answer"
             self._poll.unregister(number)
             del self.open[number]
             one.close()
@@ -101,11 +101,11 @@ class Strangers:
 
 
 @pytest.fixture
-def strangers():
+def unadmitted():
     with contextlib.ExitStack() as stack:
 
         def come(broker):
-            crowd = Strangers(where(broker))
+            crowd = UnadmittedClients(where(broker))
             stack.callback(crowd.close)
             return crowd
 
@@ -123,24 +123,24 @@ def served(reader, writer, n):
     "limits",
     [
         {},  # at full speed: most are displaced by later ones
-        {"limits.max_pending": STRANGERS, "limits.accept_rate": 0, "server.max_connections": STRANGERS + 100},
+        {"limits.max_pending": UNADMITTED, "limits.accept_rate": 0, "server.max_connections": UNADMITTED + 100},
     ],
     ids=["default limits", "room for all of them"],
 )
 def test_ten_thousand_slow_unauthenticated_connections_cost_little(
-    guarded, descriptors, strangers, connect, limits, record_property
+    guarded, descriptors, unadmitted, connect, limits, record_property
 ):
-    descriptors(STRANGERS + 1000)
+    descriptors(UNADMITTED + 1000)
     broker = guarded(limits)
     reader = connect(broker, hello=True).subscribe("inside")
     writer = connect(broker, hello=True)
     served(reader, writer, 0)
     before, most = broker.rss_bytes(), 0
-    crowd = strangers(broker)
+    crowd = unadmitted(broker)
     came = ended = 0
     next_byte = time.monotonic()
-    while crowd.ended < STRANGERS:
-        if came < STRANGERS:
+    while crowd.ended < UNADMITTED:
+        if came < UNADMITTED:
             crowd.come(100)
             came += 100
         if time.monotonic() >= next_byte:
@@ -154,9 +154,9 @@ def test_ten_thousand_slow_unauthenticated_connections_cost_little(
     assert most - before < GROWTH_BYTES_MAX
     timeouts = metric(broker, "blipmq_connections_hello_timeouts_total")
     pushed_out = metric(broker, "blipmq_connections_refused_total", reason="max_pending")
-    assert timeouts + pushed_out == STRANGERS, "each was closed by the broker, for one of two reasons"
+    assert timeouts + pushed_out == UNADMITTED, "each was closed by the broker, for one of two reasons"
     assert bool(pushed_out) == (not limits)
-    until(lambda: metric(broker, "blipmq_connections_pending") == 0, "nobody is left in the door")
+    until(lambda: metric(broker, "blipmq_connections_pending") == 0, "no pending connection is left")
     assert broker.info()["clients"] == 3
     lines = len(broker.log)
     assert lines < 500, f"{lines} lines in the log"
@@ -178,9 +178,9 @@ def test_commands_before_hello_have_no_effect(guarded, connect):
         v1_command(PUB, "t", b"from nobody"),
         v1_command(SUB, "t"),
     ):
-        stranger = connect(broker)
-        stranger.send(frame)
-        assert stranger.is_closed()
+        client = connect(broker)
+        client.send(frame)
+        assert client.is_closed()
         hasty = connect(broker)
         hasty.send(frame + command(HELLO, client_id="late", protocol=1, seq=2))
         assert hasty.is_closed()
@@ -189,10 +189,10 @@ def test_commands_before_hello_have_no_effect(guarded, connect):
     assert metric(broker, "blipmq_messages_published_total") == 1
 
 
-def test_displaced_pending_connections_are_counted_in_one_log_line_and_info(guarded, strangers):
+def test_displaced_pending_connections_are_counted_in_one_log_line_and_info(guarded, unadmitted):
     broker = guarded({"limits.max_pending": 8})
     with HelloClient(broker.address, api_key=broker.api_key) as inside:
-        crowd = strangers(broker)
+        crowd = unadmitted(broker)
         crowd.come(100)
         told = until(
             lambda: inside.info()["connections"]["refused"]["max_pending"] >= 92 and inside.info(), "92 are gone"
@@ -288,13 +288,13 @@ def test_without_descriptors_no_client_is_admitted_before_hello(guarded, connect
     """From a vulnerability of another broker, which dropped its settings when it could not read them again."""
     broker = guarded()
     inside = connect(broker, hello=True).subscribe("t")
-    stranger = connect(broker)
-    until(lambda: inside.info()["connections"]["pending"] == 1, "the stranger stands in the door")
+    client = connect(broker)
+    until(lambda: inside.info()["connections"]["pending"] == 1, "the client is pending")
     leave_no_descriptor(broker)
     broker.signal(signal.SIGHUP)
     broker.wait_for("reload_failed")
-    stranger.send(v1_command(PUB, "t", b"from nobody"))
-    assert stranger.is_closed()
+    client.send(v1_command(PUB, "t", b"from nobody"))
+    assert client.is_closed()
     with socket.create_connection(where(broker), timeout=60) as another:
         another.sendall(v1_command(PUB, "t", b"from nobody"))
         limit_descriptors(broker, 1024)

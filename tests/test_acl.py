@@ -30,8 +30,8 @@ class KeyBench(Bench):
         else:
             super().answer(event)
 
-    def rights(self, number, *filters):
-        self.core.rights(number, packed(*filters))
+    def set_acl(self, number, *filters):
+        self.core.set_acl(number, packed(*filters))
         self.settle()
 
     def enter(self, number, client_id="c"):
@@ -81,7 +81,7 @@ def heard(bench):
 def test_no_command_before_hello_has_any_effect(bench, frame):
     bench.answering = False
     client = bench.attach()
-    client.feed(frame)
+    client.send_bytes(frame)
     bench.settle()
     assert client.closed.reason == CloseReason.UNAUTH
     assert (client.replies, client.subacks, bench.asked, heard(bench)) == ([], [], [], [])
@@ -91,7 +91,7 @@ def test_no_command_before_hello_has_any_effect(bench, frame):
 def test_frames_after_hello_wait_for_its_answer_and_a_refusal_discards_them(bench):
     bench.answering = False
     client = bench.attach()
-    client.feed(wire.encode_command(wire.HELLO, protocol=1) + wire.encode_command(wire.PUB, "a", b"x"))
+    client.send_bytes(wire.encode_command(wire.HELLO, protocol=1) + wire.encode_command(wire.PUB, "a", b"x"))
     bench.settle()
     (hello,) = bench.asked
     assert heard(bench) == []
@@ -110,7 +110,7 @@ def test_a_key_without_an_acl_may_publish_everything(bench):
 
 
 def test_a_key_publishes_only_to_its_topics_and_filters(bench):
-    bench.rights(1, "exact", "site/+/temp", "logs.>")
+    bench.set_acl(1, "exact", "site/+/temp", "logs.>")
     client = bench.enter(1)
     publish(bench, client, "exact", "site/1/temp", "logs.a.b", seq=5)
     assert heard(bench) == ["exact", "site/1/temp", "logs.a.b"] and client.replies == []
@@ -123,29 +123,29 @@ def test_a_key_publishes_only_to_its_topics_and_filters(bench):
 
 
 def test_a_refused_publish_without_seq_is_answered_with_seq_0(bench):
-    bench.rights(1, "a")
+    bench.set_acl(1, "a")
     client = bench.enter(1)
     publish(bench, client, "b")
     assert [(reply.seq, reply.code) for reply in client.replies] == [(0, 403)]
 
 
 def test_internal_topics_need_an_explicit_filter(bench):
-    bench.rights(1, "#")
-    bench.rights(2, "#", "$own/x")
+    bench.set_acl(1, "#")
+    bench.set_acl(2, "#", "$own/x")
     publish(bench, bench.enter(1), "$own/x", "a")
     publish(bench, bench.enter(2), "$own/x", "$own/y")
     assert heard(bench) == ["a", "$own/x"]
 
 
 def test_an_empty_acl_allows_nothing(bench):
-    bench.core.rights(1, b"")
+    bench.core.set_acl(1, b"")
     client = bench.enter(1)
     publish(bench, client, "a")
     assert heard(bench) == [] and client.replies[0].code == 403
 
 
 def test_qos_1_publishes_are_checked_by_the_acl_too(bench):
-    bench.rights(1, "a")
+    bench.set_acl(1, "a")
     client = bench.enter(1)
     client.send(wire.PUB, "b", b"x", qos=1, seq=9)
     client.send(wire.PUB, "a", b"x", qos=1, seq=10)
@@ -157,7 +157,7 @@ def test_cached_acl_results_belong_to_the_topic_and_not_to_its_cache_slot():
     """The topic cache has 64 slots: names come and go in the same slots, and publishers keep a hint to theirs."""
     with KeyBench(require_hello=1, route_cache_entries=64) as bench:
         bench.everyone = bench.attach(trusted=True).subscribe("#")
-        bench.rights(1, "may/+")
+        bench.set_acl(1, "may/+")
         limited, other = bench.enter(1), bench.enter(0)
         for number in range(300):
             publish(bench, limited, f"may/{number % 7}")
@@ -170,7 +170,7 @@ def test_cached_acl_results_belong_to_the_topic_and_not_to_its_cache_slot():
 
 def test_many_connections_of_one_key_share_its_acl():
     with KeyBench(require_hello=1, max_connections=300) as bench:
-        bench.rights(1, *[f"topic/{number}/{'x' * 200}" for number in range(64)])
+        bench.set_acl(1, *[f"topic/{number}/{'x' * 200}" for number in range(64)])
         clients = [bench.enter(1, f"c{number}") for number in range(60)]
         before = bench.stats()["memory_used_bytes"] - bench.stats()["pool_free_bytes"]
         more = [bench.enter(1, f"d{number}") for number in range(60, 64)]
@@ -178,7 +178,7 @@ def test_many_connections_of_one_key_share_its_acl():
         assert after - before < 4 * 200, "of the filters alone there are 13 KB"
         for client in clients + more:
             bench.close(client)
-        bench.core.end_rights(1)
+        bench.core.end_acl(1)
         bench.settle()
 
 
@@ -186,31 +186,31 @@ def test_many_connections_of_one_key_share_its_acl():
 
 
 def test_a_changed_acl_applies_to_open_connections(bench):
-    bench.rights(1, "a")
+    bench.set_acl(1, "a")
     clients = [bench.enter(1, name) for name in "xyz"]
     for client in clients:
         publish(bench, client, "a", "b")
     assert heard(bench) == ["a"] * 3
-    bench.rights(1, "b")
+    bench.set_acl(1, "b")
     for client in clients:
         publish(bench, client, "a", "b")
     assert heard(bench) == ["b"] * 3
-    bench.core.rights(1, None)
+    bench.core.set_acl(1, None)
     for client in clients:
         publish(bench, client, "a", "$own/b")
     assert heard(bench) == ["a", "$own/b"] * 3
-    bench.core.rights(1, b"")
+    bench.core.set_acl(1, b"")
     for client in clients:
         publish(bench, client, "a", "$own/b")
     assert heard(bench) == []
 
 
 def test_a_removed_acl_allows_nothing_and_its_id_can_be_reused(bench):
-    bench.rights(1, "a")
+    bench.set_acl(1, "a")
     old = bench.enter(1, "old")
     publish(bench, old, "a")
-    bench.core.end_rights(1)
-    bench.rights(1, "a", "b")
+    bench.core.end_acl(1)
+    bench.set_acl(1, "a", "b")
     new = bench.enter(1, "new")
     publish(bench, old, "a", "b")
     assert heard(bench) == ["a"]
@@ -235,16 +235,16 @@ def test_a_removed_acl_allows_nothing_and_its_id_can_be_reused(bench):
     ids=["half a size", "no text", "short text", "trailing", "no filter", "empty filter", "control"],
 )
 def test_an_invalid_acl_allows_nothing(bench, data):
-    bench.rights(1, "a")
+    bench.set_acl(1, "a")
     client = bench.enter(1)
-    bench.core.rights(1, data)
+    bench.core.set_acl(1, data)
     publish(bench, client, "a")
     assert heard(bench) == []
 
 
 @pytest.mark.parametrize("number", [7, 1 << 20, 1 << 40])
 def test_an_unknown_acl_admits_no_connection(bench, number):
-    bench.core.rights(1 << 40, packed("a"))
+    bench.core.set_acl(1 << 40, packed("a"))
     client = bench.enter(number)
     assert client.closed.reason == CloseReason.MEMORY and client.replies == []
 
@@ -269,8 +269,8 @@ def test_a_revoked_subscriber_gets_the_error_and_no_queued_message(bench):
 
 def test_a_partly_sent_frame_is_completed_before_the_answer(bench):
     client = bench.adopt()
-    client.feed(wire.encode_command(wire.HELLO, seq=1, protocol=1, api_key="0"))
-    client.feed(wire.encode_command(wire.SUB, "a"))
+    client.send_bytes(wire.encode_command(wire.HELLO, seq=1, protocol=1, api_key="0"))
+    client.send_bytes(wire.encode_command(wire.SUB, "a"))
     client.drain()
     for number in range(20):
         bench.everyone.publish("a", bytes([number]) * 9000)
@@ -291,15 +291,15 @@ def test_a_partly_sent_frame_is_completed_before_the_answer(bench):
 def test_enabling_authentication_closes_only_unauthenticated_connections():
     with KeyBench() as bench:
         inside = bench.attach(trusted=True).subscribe("a")
-        plain = bench.attach().subscribe("a")
+        legacy = bench.attach().subscribe("a")
         said_hello = bench.enter(0).subscribe("a")
-        bench.rights(1, "a")
+        bench.set_acl(1, "a")
         keyed = bench.enter(1).subscribe("a")
         bench.core.limits(bench.config._replace(require_hello=1))
         inside.publish("a", b"x")
         bench.settle()
-        assert plain.closed.reason == said_hello.closed.reason == CloseReason.UNAUTH
-        assert [reply.code for reply in said_hello.replies] == [401] and plain.messages == said_hello.messages == []
+        assert legacy.closed.reason == said_hello.closed.reason == CloseReason.UNAUTH
+        assert [reply.code for reply in said_hello.replies] == [401] and legacy.messages == said_hello.messages == []
         assert keyed.payloads == inside.payloads == [b"x"] and keyed.closed is inside.closed is None
         late = bench.attach()
         publish(bench, late, "a")
@@ -324,8 +324,8 @@ STEPS = st.one_of(
 def test_published_topics_match_the_acl_model_after_any_changes(steps):
     with KeyBench(require_hello=1) as bench:
         bench.everyone = bench.attach(trusted=True).subscribe("#", "$a")
-        bench.rights(1)
-        bench.rights(2)
+        bench.set_acl(1)
+        bench.set_acl(2)
         clients = {number: bench.enter(number, f"c{number}") for number in (1, 2)}
         allowed = {1: [], 2: []}
         for step, number, what in steps:
@@ -333,8 +333,8 @@ def test_published_topics_match_the_acl_model_after_any_changes(steps):
                 publish(bench, clients[number], *what)
                 assert heard(bench) == [topic for topic in what if any(match(f, topic) for f in allowed[number])]
             elif step == "set":
-                bench.rights(number, *what)
+                bench.set_acl(number, *what)
                 allowed[number] = what
             else:
-                bench.core.rights(number, None)
+                bench.core.set_acl(number, None)
                 allowed[number] = ["#", "$a"]

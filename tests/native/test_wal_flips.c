@@ -1,6 +1,6 @@
-/* test_log_flips.c: single flipped bits in a whole WAL with its checkpoints, and larger damage.
+/* test_wal_flips.c: single flipped bits in a whole WAL with its checkpoints, and larger damage.
  *
- *      test_log_flips [seed] [flips]
+ *      test_wal_flips [seed] [flips]
  *
  * Invariant: a flip is harmless or it is reported. The missing records are exactly the reported range, or they are the end of
  * an unclean WAL's last batch and are counted as torn. Nothing else is missing, nothing is changed, and the WAL always opens.
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "log_model.h"
+#include "wal_model.h"
 
 typedef struct outcome {
     bool there[MODEL_LSN_MAX], reported[MODEL_LSN_MAX];

@@ -1,7 +1,7 @@
-/* test_log_tool.c: verify, export and repair on real directories, and the kept WALs of released versions.
+/* test_wal_tool.c: verify, export and repair on real directories, and the kept WALs of released versions.
  *
- *      test_log_tool DIRECTORY KEPT      runs the tests in DIRECTORY; KEPT is a copy of a kept WAL
- *      test_log_tool make DIRECTORY      writes the WAL that is kept
+ *      test_wal_tool DIRECTORY KEPT      runs the tests in DIRECTORY; KEPT is a copy of a kept WAL
+ *      test_wal_tool make DIRECTORY      writes the WAL that is kept
  *
  * Invariant: the LSNs of the kept WAL determine its contents, so that every later version can check them.
  */

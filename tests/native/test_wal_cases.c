@@ -1,4 +1,4 @@
-/* test_log_cases.c: recovery's table of cases, each case created by hand.
+/* test_wal_cases.c: recovery's table of cases, each case created by hand.
  *
  * Invariant: every case of recover_rules occurs here at least once, with its expected report and records.
  */

@@ -1,9 +1,9 @@
-/* log_model.c: see log_model.h.
+/* wal_model.c: see wal_model.h.
  *
  * Invariant: the seed alone determines the model's actions, and the model waits for the WAL's threads after each step. So the
  * same seed makes the same disk calls in the same order.
  */
-#include "log_model.h"
+#include "wal_model.h"
 
 #include <stdarg.h>
 #include <stdio.h>

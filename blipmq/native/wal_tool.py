@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
 from blipmq.errors import LogLocked
-from blipmq.native.log import LOG_LOCKED, log_error
+from blipmq.native.wal import WAL_LOCKED, wal_error
 
 
 class WalMode(IntEnum):
@@ -71,21 +71,21 @@ class WalSums(NamedTuple):
 WalItem: TypeAlias = "WalProgress | WalFinding | WalRecord | WalSums"
 
 
-def walk_log(directory: str, mode: WalMode) -> Iterator[WalItem]:
+def walk_wal(directory: str, mode: WalMode) -> Iterator[WalItem]:
     """Verify, export or repair the WAL in `directory`, item by item; the last one is `WalSums`. Verify and export
     change nothing. Raises `LogLocked` while a broker uses it, and `LogUnusable`."""
     error = ffi.new("int *")
     wal = lib.bq_wal_tool_open(os.fsencode(directory), mode, error)
     if wal == ffi.NULL:
-        if error[0] == LOG_LOCKED:
+        if error[0] == WAL_LOCKED:
             raise LogLocked(f"a broker uses the WAL in {directory}. Stop it first, or use a copy of the directory.")
-        raise log_error(error[0], directory, ffi.errno)
+        raise wal_error(error[0], directory, ffi.errno)
     try:
         item = ffi.new("bq_wal_item_t *")
         while (code := lib.bq_wal_tool_step(wal, item)) == 1:
             yield _wal_item(item)
         if code < 0:
-            raise log_error(code, directory, ffi.errno)
+            raise wal_error(code, directory, ffi.errno)
     finally:
         lib.bq_wal_tool_close(wal)
 

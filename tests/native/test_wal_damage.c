@@ -1,7 +1,7 @@
-/* test_log_damage.c: many short workloads that end by a kill, a power cut or a clean close. Then files are wiped, cut, emptied,
+/* test_wal_damage.c: many short workloads that end by a kill, a power cut or a clean close. Then files are wiped, cut, emptied,
  * exchanged or deleted.
  *
- *      test_log_damage [first seed] [seeds]
+ *      test_wal_damage [first seed] [seeds]
  *
  * Invariant: an acknowledged record exists, or it is in a reported range. The WAL opens and continues after every LSN it has
  * ever acknowledged. The next start reports the same range. A wiped page loses only the records in it.
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "log_model.h"
+#include "wal_model.h"
 
 #define STEPS 60u
 #define PAGE 4096u

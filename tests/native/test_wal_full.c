@@ -1,7 +1,7 @@
-/* test_log_full.c: many short workloads, each cut at every call that changes the disk, then started again on a disk that others
+/* test_wal_full.c: many short workloads, each cut at every call that changes the disk, then started again on a disk that others
  * have filled: completely, or with space for a short segment, or only for the tail.
  *
- *      test_log_full [first seed] [seeds]
+ *      test_wal_full [first seed] [seeds]
  *
  * Invariant: the WAL opens. All acknowledged records exist and, up to the durable LSN of this process, are readable. Nothing is
  * accepted without space for it. When there is space, publishes are accepted without a restart. Cuts at any point lose nothing
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "log_model.h"
+#include "wal_model.h"
 
 #define STEPS 30u
 #define ROOM_AGAIN (64u << 20)

@@ -1,6 +1,6 @@
-/* test_log_posix.c: the calls of the real disk when the system interrupts them, does only a part, or refuses.
+/* test_wal_posix.c: the calls of the real disk when the system interrupts them, does only a part, or refuses.
  *
- *      test_log_posix DIRECTORY
+ *      test_wal_posix DIRECTORY
  *
  * Invariant: wal/storage_posix.c itself runs here. Only its system calls are replaced.
  */

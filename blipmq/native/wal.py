@@ -15,10 +15,10 @@ from blipmq.errors import BlipMQError, LogLocked, LogUnusable
 from blipmq.native.errors import CoreError
 
 # Error codes of native/wal/wal.h, in addition to those of api/bq.h.
-LOG_LOCKED, LOG_VERSION, LOG_REFUSED = -22, -23, -25
+WAL_LOCKED, WAL_VERSION, WAL_REFUSED = -22, -23, -25
 
 
-class LogReport(NamedTuple):
+class WalReport(NamedTuple):
     """The report of opening the WAL: `bq_wal_report_t`. Zero stands for none; LSNs count the WAL's records."""
 
     records: int
@@ -41,7 +41,7 @@ class LogReport(NamedTuple):
     strange_files: int
 
 
-class LogState(IntEnum):
+class WalState(IntEnum):
     """`log_state` of the counters."""
 
     NONE = 0
@@ -50,18 +50,18 @@ class LogState(IntEnum):
     FAILED = 3
 
 
-def log_error(code: int, directory: str, error: int) -> BlipMQError:
+def wal_error(code: int, directory: str, error: int) -> BlipMQError:
     """Return the exception for a negative code of the WAL in `directory`; `error` is the errno of BQ_E_SYSTEM."""
-    if code == LOG_LOCKED:
+    if code == WAL_LOCKED:
         return LogLocked(
             f"another broker uses the WAL in {directory}. Stop it, or give this broker another wal.directory."
         )
-    if code == LOG_VERSION:
+    if code == WAL_VERSION:
         return LogUnusable(
             f"a newer version of BlipMQ wrote the WAL in {directory}. Nothing was changed. Start the newer version, or give "
             "this broker another wal.directory."
         )
-    if code == LOG_REFUSED:
+    if code == WAL_REFUSED:
         return LogUnusable(
             f"the WAL in {directory} cannot be opened: its checkpoint or its durable subscriptions could not be restored. "
             "Nothing was changed. If a newer version of BlipMQ wrote it, start that version. If memory is short, free some. "
@@ -69,10 +69,10 @@ def log_error(code: int, directory: str, error: int) -> BlipMQError:
         )
     if code != lib.BQ_E_SYSTEM:
         return CoreError(code, f"the WAL in {directory} cannot be opened")
-    return log_denied(directory, error)
+    return wal_denied(directory, error)
 
 
-def log_denied(directory: str, error: int) -> LogUnusable:
+def wal_denied(directory: str, error: int) -> LogUnusable:
     """Return the exception for a WAL that the system cannot open: `error` is its errno."""
     text = f"the WAL in {directory} cannot be opened: {os.strerror(error) if error else 'a system call failed'}. "
     if error == errno.ELOOP:

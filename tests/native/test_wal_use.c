@@ -1,4 +1,4 @@
-/* test_log_use.c: the WAL as used by the core: limits, a full disk, the quota, reading back, reclaiming, the lock.
+/* test_wal_use.c: the WAL as used by the core: limits, a full disk, the quota, reading back, reclaiming, the lock.
  *
  * Invariant: the result does not depend on the speed of threads. Every step waits until the WAL is idle.
  */

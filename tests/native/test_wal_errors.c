@@ -1,6 +1,6 @@
-/* test_log_errors.c: in many short workloads every disk call fails, once or from then on, with EIO or ENOSPC.
+/* test_wal_errors.c: in many short workloads every disk call fails, once or from then on, with EIO or ENOSPC.
  *
- *      test_log_errors [first seed] [seeds]
+ *      test_wal_errors [first seed] [seeds]
  *
  * Invariant: a failed call loses no acknowledged record, whether the process or the whole machine ends afterwards. A failed
  * sync stops the WAL permanently. A disk that is full for a short time stops nothing.
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "log_model.h"
+#include "wal_model.h"
 
 #define STEPS 30u
 

@@ -1,11 +1,11 @@
-"""Unauthenticated connections beside admitted clients: `python -m bench.strangers [--count 10000] [--seconds 10] [--rounds 3]`.
+"""Unauthenticated connections beside admitted clients: `python -m bench.unadmitted [--count 10000] [--seconds 10] [--rounds 3]`.
 
 A broker with keys runs in its own process. One client publishes 500 small messages a second to another; latency counts from the
-time when a message was due. A stranger connects, sends one byte a second of a frame that never becomes complete, and reconnects
-at once when it is closed. The strangers run in another process.
+time when a message was due. An unadmitted client connects, sends one byte a second of a frame that never becomes complete, and
+reconnects at once when it is closed. The unadmitted clients run in another process.
 
-A round has three phases, because the speed of the machine changes: no strangers; strangers at a second broker, to show the
-cost of sharing the machine; strangers at this broker.
+A round has three phases, because the speed of the machine changes: no unadmitted clients; such clients at a second broker, to
+show the cost of sharing the machine; such clients at this broker.
 
 Invariant: this prints a table in Markdown and asserts nothing.
 """
@@ -55,11 +55,11 @@ class Row(NamedTuple):
     connections_per_second: float
 
 
-# ---- strangers -------------------------------------------------------------------------------------------------------
+# ---- unadmitted clients ----------------------------------------------------------------------------------------------
 
 
 def crowd(address: Address, count: int, come: Event, tally: multiprocessing.sharedctypes.Synchronized[int]) -> None:
-    """While `come` is set, keep `count` strangers connected; `tally` counts the connections made."""
+    """While `come` is set, keep `count` unadmitted clients connected; `tally` counts the connections made."""
     os.nice(19)  # it represents other machines
     poll = select.epoll()
     inside: dict[int, tuple[socket.socket, float]] = {}
@@ -84,7 +84,7 @@ def crowd(address: Address, count: int, come: Event, tally: multiprocessing.shar
 
 
 class Crowd:
-    """The process of the strangers, which connect to `address` while `come` is set."""
+    """The process of the unadmitted clients, which connect to `address` while `come` is set."""
 
     def __init__(self, address: Address, count: int) -> None:
         self.come, self.tally = multiprocessing.Event(), multiprocessing.Value("q", 0)
@@ -155,17 +155,17 @@ def measure(settings: str, count: int, seconds: float, rounds: int) -> list[Row]
         )
         pid, address = ending.enter_context(broker(config))
         _, elsewhere = ending.enter_context(broker(config))
-        at_the_door = ending.enter_context(Crowd(address, count))
+        at_this_broker = ending.enter_context(Crowd(address, count))
         at_another = ending.enter_context(Crowd(elsewhere, count))
         reader = ending.enter_context(connect(address, "reader"))
         writer = ending.enter_context(connect(address, "writer"))
         reader.sendall(wire.encode_command(wire.SUB, "t", seq=2))
         rows, empty = list[Row](), resident_bytes(pid)
         for _ in range(rounds):
-            for place, present in zip(PLACES, (None, at_another, at_the_door), strict=True):
-                for one in (at_another, at_the_door):
+            for place, present in zip(PLACES, (None, at_another, at_this_broker), strict=True):
+                for one in (at_another, at_this_broker):
                     (one.come.set if one is present else one.come.clear)()
-                time.sleep(6)  # until all strangers are connected, or the last one has closed
+                time.sleep(6)  # until all unadmitted clients are connected, or the last one has closed
                 connections, cpu_ms = present.tally.value if present else 0, io_cpu_ms(pid)
                 times = latencies_ms(reader, writer, seconds)
                 rows.append(
@@ -219,15 +219,17 @@ def median(numbers: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000, help="strangers at the door at once")
+    parser.add_argument("--count", type=int, default=10_000, help="unadmitted connections at once")
     parser.add_argument("--seconds", type=float, default=10, help="of each spell")
     parser.add_argument("--rounds", type=int, default=3, help="a spell of each kind, each")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (options.count + 1000, max(hard, options.count + 1000)))
-    print(f"{options.count} strangers, {options.rounds} rounds of {options.seconds:g} s each; medians of the rounds\n")
     print(
-        "| limits | at the door | p50 ms | p99 ms | worst ms | I/O thread, ms CPU/s | memory +MiB | connections/s tried |"
+        f"{options.count} unadmitted clients, {options.rounds} rounds of {options.seconds:g} s each; medians of the rounds\n"
+    )
+    print(
+        "| limits | unadmitted | p50 ms | p99 ms | worst ms | I/O thread, ms CPU/s | memory +MiB | connections/s tried |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for settings in SETTINGS:

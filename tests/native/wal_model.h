@@ -1,10 +1,10 @@
-/* log_model.h: a WAL and a list of everything that was appended to it. The model knows which records may be lost after a fault.
+/* wal_model.h: a WAL and a list of everything that was appended to it. The model knows which records may be lost after a fault.
  *
  * Invariant: all records up to `acked` were durable, or were recovered once and served from then on: they must exist forever.
  * Later records, up to next_lsn, may exist, but only without a gap. Existing records have the bytes that were appended.
  */
-#ifndef LOG_MODEL_H
-#define LOG_MODEL_H
+#ifndef WAL_MODEL_H
+#define WAL_MODEL_H
 
 #include "wal/wal_internal.h"
 #include "sim_disk.h"

@@ -17,7 +17,7 @@ def place(address: str) -> str:
     return str(host) if host.version == 4 else str(ipaddress.ip_network((host, 64), strict=False))
 
 
-class DoorTwin:
+class AdmissionModel:
     def __init__(self, total: int, each: int, most: int, hello_ms: int, now_ms: int) -> None:
         self.total, self.each, self.most, self.hello_ms, self.now_ms = total, each, most, hello_ms, now_ms
         self.inside: set[int] = set()
