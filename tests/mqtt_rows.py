@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mqtt_packets import ack, connect, ending, packet, publish, subscribe, unsubscribe
+from mqtt_packets import PROPERTIES, ack, connect, ending, packet, publish, subscribe, unsubscribe
 
 TOPIC_MAX = 1024
 
@@ -145,6 +145,11 @@ PUBLISHES = [
     Row("3.3.2-2 a topic has no #", 5, publish("#", values={}), "TOPIC_WILDCARD"),
     Row("3.3.2-2 after eight characters", 5, publish("12345678/ab#def", values={}), "TOPIC_WILDCARD"),
     Row("4.7.1 * and > are ordinary", 4, publish("a.*/>"), {"topic": b"a.*/>"}),
+    *(
+        Row("3.3.2-2 at each place of a long topic", 4, publish("t" * place + "#" + "t" * (39 - place)), "TOPIC_WILDCARD")
+        for place in range(40)
+    ),
+    Row("1.5.4 U+00A0 is no control character", 5, publish("a\u00a0", values={}), {"topic": b"a\xc2\xa0"}),
     Row("4.7.3-1 no topic", 4, publish(""), "TOPIC_EMPTY"),
     Row("3.3.2.1 no topic, no alias", 5, publish("", values={}), "TOPIC_EMPTY"),
     Row("3.3.2.1 no topic, an alias", 5, publish("", values={"topic_alias": 1}),
@@ -169,8 +174,11 @@ PUBLISHES = [
 ]  # fmt: skip
 
 PROPERTY_RULES = [
-    Row("2.2.2.2 no such property", 5, publish(values=b"\x7f"), "PROPERTY_UNKNOWN"),
-    Row("2.2.2.2 no such property: 0", 5, publish(values=b"\0"), "PROPERTY_UNKNOWN"),
+    *(
+        Row("2.2.2.2 no such property", 5, publish(values=bytes([identifier])), "PROPERTY_UNKNOWN")
+        for identifier in range(128)
+        if identifier not in PROPERTIES
+    ),
     Row("2.2.2.2 no such property of two bytes", 5, publish(values=b"\x80\x01"), "PROPERTY_UNKNOWN"),
     Row("1.5.5-1 an identifier that wastes bytes", 5, publish(values=b"\x81\0\1"), "LENGTH"),
     Row("2.2.2-1 properties longer than the packet", 5, packet(0x30, b"\0\1a\x05\x01"), "CUT"),

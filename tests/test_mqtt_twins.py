@@ -394,6 +394,37 @@ def test_the_template_of_a_topic_makes_the_same_packets(
     assert header + bytes(size) == publish(topic, bytes(size), 0x30 | retain, values=None if version == 4 else {})
 
 
+@pytest.mark.parametrize("size", [0, 100, 128, 16384, 2097152])
+@pytest.mark.parametrize("user", [0, 20, 200])
+def test_the_expiry_of_a_delivery_can_be_found_again(codec: Codec, size: int, user: int) -> None:
+    keep: list[Any] = []
+    fields = {
+        "topic": codec.span(b"t" * 200, keep), "properties": codec.span(mqtt.property_(0x26, [("u", "v" * user)]), keep),
+        "payload_size": size, "expiry_s": 0x01020304, "packet_id": 7, "version": 5, "qos": 1, "has_expiry": True,
+    }  # fmt: skip
+    header = codec.write("mqtt_delivery_header", codec.ffi.new("mqtt_delivery_t *", fields))
+    at = codec.lib.mqtt_delivery_expiry_at(header, 200, 1)
+    assert header[at - 1 : at + 4] == b"\2\1\2\3\4"
+
+
+@pytest.mark.parametrize("number", [1, 127, 128, 16384, 2097152, 268435455])
+def test_a_subscription_id_is_written_in_as_few_bytes_as_it_needs(codec: Codec, number: int) -> None:
+    keep: list[Any] = []
+    raw = codec.write("mqtt_ack_write", 5, mqtt.PUBACK, 1, 0, codec.to_write({"subscription_id": number}, keep))
+    assert raw == ack(0x40, 1, 0, {"subscription_id": number})
+
+
+def test_the_largest_packets_of_mqtt_have_a_size(codec: Codec) -> None:
+    ffi, keep = codec.ffi, []
+    topic = codec.span(bytes(65535), keep)
+    for rest, size in ((268435455, 5), (268435456, 0)):
+        fields = {"topic": topic, "payload_size": rest - 65537, "version": 4}
+        header = codec.lib.mqtt_delivery_header(ffi.NULL, ffi.new("mqtt_delivery_t *", fields))
+        assert header == (size and size + 65537)
+    text = ffi.new("mqtt_properties_t *", {"present": 1 << 0x1F, "reason_string": topic})
+    assert codec.lib.mqtt_ack_write(ffi.NULL, 5, mqtt.PUBACK, 1, 0, text) == 1 + 3 + 2 + 1 + 3 + 65538
+
+
 def test_a_packet_that_mqtt_cannot_express_has_no_size(codec: Codec) -> None:
     ffi, keep = codec.ffi, []
     long = codec.span(bytes(65536), keep)
