@@ -24,7 +24,9 @@ from blipmq.config.reader import from_dict
 from blipmq.config.settings import Config
 from blipmq.native.events import STATS_FIELDS, SYNC_BUCKETS
 from blipmq.ops import metrics
-from blipmq.ops.metrics import METRICS, Snapshot, expose, reference
+from blipmq.ops.exposition import LABEL_CHARS_MAX, Snapshot, expose
+from blipmq.ops.metrics import METRICS
+from blipmq.ops.metrics_page import reference
 from blipmq.version import __version__
 from blipmq.wire import frames as wire
 
@@ -784,7 +786,7 @@ def test_a_malicious_client_id_is_escaped_in_its_label(name):
         (sample,) = [
             s for family in parse(text) for s in family.samples if s.name == "blipmq_subscriber_queue_messages"
         ]
-        assert sample.labels == {"client": name[: metrics.LABEL_CHARS_MAX], "peer": "127.0.0.1:9"}
+        assert sample.labels == {"client": name[:LABEL_CHARS_MAX], "peer": "127.0.0.1:9"}
         assert sample.value == 4
 
 

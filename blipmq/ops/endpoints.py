@@ -1,7 +1,7 @@
 """The endpoints for operators, and their answers: /metrics, /livez, /readyz, /healthz. `admin` serves them.
 
 Invariant: each request to the core runs once at a time, however many clients wait for it. A scrape is bounded: see
-`metrics`.
+`exposition`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blipmq.base.logs import Log
 from blipmq.base.process import read_process, started_at
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError
-from blipmq.ops import metrics
+from blipmq.ops import exposition
 from blipmq.ops.http import JSON, Answer, Request, quality
 from blipmq.version import __version__
 
@@ -154,7 +154,7 @@ class Endpoints:
         reasons = await self._reasons.ask(ANSWER_SECONDS) if stats is not None else None
         if stats is None or reasons is None:
             return None
-        snapshot = metrics.Snapshot(
+        snapshot = exposition.Snapshot(
             stats=stats,
             config=self._broker.config,
             report=await self._listing.ask(LISTING_SECONDS),
@@ -164,7 +164,7 @@ class Endpoints:
             process={**read_process(), "started_at": self._started_at},
             admin=dict(self._counts),
         )
-        return metrics.expose(snapshot, openmetrics)
+        return exposition.expose(snapshot, openmetrics)
 
 
 STUCK = (
