@@ -10,6 +10,7 @@
 #include "proto/protocol.h"
 #include "net/secure.h"
 #include "net/transport.h"
+#include "net/websocket.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -187,7 +188,7 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
 /* Room for one more connection that comes from Python, not from a listener. */
 static bool room_for(bq_t *bq, const transport_ops_t *transport, const bq_peer_t *peer, bool trusted) {
     if (bq->broker.stopping || bq->net.open_count >= bq->broker.config.max_connections) return false;
-    return trusted || admission_make_room(&bq->net, transport, peer->address, peer->port);
+    return trusted || admission_make_room(&bq->net, transport, false, peer->address, peer->port);
 }
 
 static const transport_ops_t *transport_of(const bq_command_t *command) {
@@ -242,7 +243,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     return true;
 }
 
-static void adopt(bq_t *bq, int fd, const transport_ops_t *transport) {
+static void adopt(bq_t *bq, int fd, const transport_ops_t *transport, bool websocket) {
     static const bq_peer_t none;
     connection_t *connection =
         room_for(bq, transport, &none, false) ? connection_open(&bq->net, transport, fd, none.address, 0, false) : NULL;
@@ -253,6 +254,7 @@ static void adopt(bq_t *bq, int fd, const transport_ops_t *transport) {
     keepalive_socket(&bq->net, fd);
     bq->net.open_count++;
     bq->broker.stats.accepted++;
+    if (websocket) websocket_begin(&bq->net, connection);
 }
 
 static void acl(bq_t *bq, const record_t *record, const uint8_t *data) {
@@ -286,9 +288,11 @@ static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
-    case BQ_CMD_LISTEN: admission_listen(&bq->net, (int)command->value, transport_of(command)); return true;
+    case BQ_CMD_LISTEN:
+        admission_listen(&bq->net, (int)command->value, transport_of(command), command->flags & BQ_CONN_WEBSOCKET);
+        return true;
     case BQ_CMD_UNLISTEN: admission_unlisten(&bq->net); return true;
-    case BQ_CMD_ADOPT: adopt(bq, (int)command->value, transport_of(command)); return true;
+    case BQ_CMD_ADOPT: adopt(bq, (int)command->value, transport_of(command), command->flags & BQ_CONN_WEBSOCKET); return true;
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);
@@ -298,6 +302,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_ACL: acl(bq, record, data); return true;
     case BQ_CMD_SECURE: secure_by(bq, command); return true;
+    case BQ_CMD_ORIGINS: websocket_origins_set(&bq->net, data, record->data_size); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
     default: return for_connection(bq, record, text, data);
     }

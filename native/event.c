@@ -74,6 +74,7 @@ void core_stats(bq_t *bq, bq_stats_t *stats) {
     stats->segments = bq->broker.buffers.count;
     stats->last_message_id = bq->broker.next_message_id - 1;
     stats->connections = bq->net.open_count;
+    stats->websockets = bq->net.websocket_count;
     stats->sessions = bq->broker.consumers.count;
     stats_of_consumers(bq, stats);
     stats->sessions_unread = bq->broker.consumers.read_failing;
@@ -103,7 +104,7 @@ static void list_row(const connection_t *connection, bq_subscriber_t *row) {
                              .queued_messages = queue->messages,
                              .queued_bytes = queue->bytes,
                              .subscriptions = connection->client.subscription_count + connection->client.group_count,
-                             .flags = connection->client.blocked,
+                             .flags = (connection->websocket ? 2u : 0u) | connection->client.blocked,
                              .peer_port = connection->peer_port};
     memcpy(row->peer, connection->peer, sizeof row->peer);
 }

@@ -8,6 +8,7 @@ requests in `asked` instead.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
 from typing import Any, TypeVar
@@ -241,34 +242,36 @@ class Bench:
             self._clients[event.conn] = client
         return client.hello() if hello else client
 
-    def adopt(self, buffer_bytes: int = 4096) -> SocketClient:
-        """A client over a socketpair with the smallest buffers that the system allows."""
-        ours = self.adopted(buffer_bytes)
-        return self._over(ours)
+    def adopt(
+        self, buffer_bytes: int = 4096, kind: Callable[[Bench, socket.socket], Any] = SocketClient, **flags: bool
+    ) -> Any:
+        """A client of that kind over a socketpair with the smallest buffers that the system allows. `flags`: of
+        `Core.adopt`."""
+        return self._over(self.adopted(buffer_bytes, **flags), kind)
 
-    def adopted(self, buffer_bytes: int = 4096, secure: bool = False) -> socket.socket:
+    def adopted(self, buffer_bytes: int = 4096, secure: bool = False, **flags: bool) -> socket.socket:
         """The other end of a socketpair that the core serves."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        self.core.adopt(theirs.detach(), secure)
+        self.core.adopt(theirs.detach(), secure, **flags)
         return ours
 
-    def listen(self, secure: bool = False) -> None:
+    def listen(self, secure: bool = False, **flags: bool) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
         self.address = listener.getsockname()
-        self.core.listen(listener.detach(), secure)
+        self.core.listen(listener.detach(), secure, **flags)
         self.turn()
 
-    def connect(self) -> SocketClient:
-        """A client over TCP, after `listen`."""
-        return self._over(socket.create_connection(self.address))
+    def connect(self, kind: Callable[[Bench, socket.socket], Any] = SocketClient) -> Any:
+        """A client of that kind over TCP, after `listen`."""
+        return self._over(socket.create_connection(self.address), kind)
 
-    def _over(self, ours: socket.socket) -> SocketClient:
-        return self.use(SocketClient(self, ours))
+    def _over(self, ours: socket.socket, kind: Callable[[Bench, socket.socket], Any]) -> Any:
+        return self.use(kind(self, ours))
 
     def use(self, client: ClientType) -> ClientType:
         """Close its socket with the bench."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import websocket_peer
 from broker_process import until
 from certificates import Authority
 from hand_client import vanish
@@ -189,6 +190,15 @@ def too_many_connect(scene):
 def connections_come_faster_than_they_may(scene):
     for _ in range(4):
         scene.client()
+
+
+def a_page_of_another_origin_and_a_program_come_over_websocket(scene):
+    host, _, port = scene.watched.broker.websocket_address.rpartition(":")
+    for sent in websocket_peer.request(), websocket_peer.request(Origin="https://another.example"):
+        client = socket.create_connection((host, int(port)), timeout=30)
+        scene.clients.append(client)
+        client.sendall(sent)
+        assert client.recv(4096).startswith(b"HTTP/1.1 ")
 
 
 KEYED = {"auth": {"api_keys": ["a-key-that-nobody-comes-with"]}}
@@ -460,6 +470,10 @@ CAUSES = [
     (
         too_many_connect, {"server": {"max_connections": 2}},
         'blipmq_connections_refused_total{reason="max_connections"}',
+    ),
+    (
+        a_page_of_another_origin_and_a_program_come_over_websocket, {"server": {"ws_bind_addr": "127.0.0.1:0"}},
+        "blipmq_websocket_connections blipmq_websocket_refused_total",
     ),
     (connections_come_faster_than_they_may, {"limits": {"accept_rate": 1, "accept_burst": 2}}, "blipmq_accept_rests_total"),
     (

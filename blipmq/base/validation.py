@@ -74,6 +74,23 @@ def many(payloads: Iterable[T]) -> Iterator[T]:
         raise wrong_type("payloads", payloads, "a list or another iterable of payloads") from None
 
 
+def check_origin(text: str) -> None:
+    """Accepts `*`, or an origin in the form in which browsers send it (RFC 6454): SCHEME://HOST, or SCHEME://HOST:PORT."""
+    if text == "*":
+        return
+    scheme, separator, host = text.partition("://")
+    if not separator or not scheme.isascii() or not scheme.replace("-", "").replace("+", "").isalnum():
+        raise ValueError("expected SCHEME://HOST or SCHEME://HOST:PORT, such as https://panel.example, or *")
+    if not host or not host.isascii() or not host.isprintable() or any(c in "/?#@ ,*" for c in host) or len(text) > 255:
+        raise ValueError(
+            "an origin ends with its host or port; it has no path and no user, and is at most 255 ASCII characters"
+        )
+    if text != text.lower():
+        raise ValueError(f"browsers send it in lower case: {text.lower()}")
+    if (scheme, host.rpartition(":")[2]) in (("http", "80"), ("https", "443")):
+        raise ValueError(f"browsers leave out the usual port: {text.rpartition(':')[0]}")
+
+
 def ids_of(messages: Iterable[Any], qos_least: int = 0) -> list[int]:
     """The ids of messages to acknowledge; messages with a QoS below `qos_least` are ignored."""
     try:

@@ -45,6 +45,11 @@ class BlockingBroker:
         return self._broker.address
 
     @property
+    def websocket_address(self) -> str:
+        """As `Broker.websocket_address`."""
+        return self._broker.websocket_address
+
+    @property
     def tls_address(self) -> str:
         """The TLS listening address with its real port; "" without a TLS listener."""
         return self._broker.tls_address

@@ -134,6 +134,8 @@ class Broker:
         logged = self.config.wal.enabled
         self._ids = IdFile("" if logged else self.config.wal.directory, self.log)
         core = Core(CoreConfig.of(self.config), self._ids.begin(), on_backlog=self._backlog)
+        core.origins(self.config.server.ws_origins)
+        websocket: socket.socket | None = None
         try:
             wal = await Wal.open(core, self.config, self.log) if logged else None
             bind_addr = self.config.server.bind_addr
@@ -143,6 +145,12 @@ class Broker:
                     if bind_retry is not None
                     else open_listener(bind_addr)
                 )
+            if ws_addr := self.config.server.ws_bind_addr:
+                websocket = (
+                    await bind_retry.open("server.ws_bind_addr", ws_addr, self._listen_websocket)
+                    if bind_retry is not None
+                    else open_listener(ws_addr, "server.ws_bind_addr")
+                )
             if self.tls is not None:
                 await self.tls.listen(core, bind_retry)
             clocks = ClockWatch(core.clock)
@@ -150,16 +158,23 @@ class Broker:
             core.start()
         except BaseException:
             core.free()
-            if listener is not None:
-                listener.close()
+            for opened in filter(None, (listener, websocket)):
+                opened.close()
             if self.tls is not None:
                 self.tls.stop()
             raise
         finally:
             self._starting = False
-        self._begin(core, wal, clocks, listener)
+        self._begin(core, wal, clocks, listener, websocket)
 
-    def _begin(self, core: Core, wal: Wal | None, clocks: ClockWatch, listener: socket.socket | None) -> None:
+    def _begin(
+        self,
+        core: Core,
+        wal: Wal | None,
+        clocks: ClockWatch,
+        listener: socket.socket | None,
+        websocket: socket.socket | None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._timers = Timers(self._loop)
@@ -190,6 +205,9 @@ class Broker:
         if listener is not None:
             self._status.address = address_of(listener)
             core.listen(listener.detach())
+        if websocket is not None:
+            self._status.websocket_address = address_of(websocket)
+            core.listen(websocket.detach(), websocket=True)
         self._pump.start(self._handlers(self._protocol, self._status, self._attached))
         self._tick()
         self._watch_keys()
@@ -201,6 +219,14 @@ class Broker:
             raise UsageError("this broker is stopping")
         status.address = address_of(listener)
         core.listen(listener.detach())
+
+    async def _listen_websocket(self, listener: socket.socket) -> None:
+        """The same for WebSocket."""
+        core, status = self._running(), self._status_running()
+        if self._stopped is not None:
+            raise UsageError("this broker is stopping")
+        status.websocket_address = address_of(listener)
+        core.listen(listener.detach(), websocket=True)
 
     async def stop(self, timeout_ms: int | None = None) -> int:
         """Stop accepting, send queued messages for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all
@@ -264,6 +290,11 @@ class Broker:
     def address(self) -> str:
         """The listening address with its real port; "" without a listener."""
         return self._status.address if self._status else ""
+
+    @property
+    def websocket_address(self) -> str:
+        """The WebSocket listening address with its real port; "" without such a listener."""
+        return self._status.websocket_address if self._status else ""
 
     @property
     def tls_address(self) -> str:
@@ -372,6 +403,7 @@ class Broker:
         self.log.set(config.logging.level, config.logging.format)
         # first: from here on no client is admitted without a key, if keys are required
         core.limits(CoreConfig.of(config))
+        core.origins(config.server.ws_origins)
         self._auth.apply(keys)
         self._protocol.keys_changed()
         self._watch_keys()

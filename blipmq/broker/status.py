@@ -39,6 +39,8 @@ NEARLY_FULL = 0.9  # share of the memory budget; above it, the broker is degrade
 class Tls(Protocol):
     """The part of `blipmq.net.tls` that the status needs."""
 
+    address: str
+
     def facts(self, counters: Counters) -> dict[str, Any]: ...
 
     def reasons(self) -> list[str]: ...
@@ -63,6 +65,7 @@ class Status:
         tls: Tls | None = None,
     ) -> None:
         self.address = ""
+        self.websocket_address = ""
         self.bind_problems: Callable[[], dict[str, str]] = (
             dict  # sentences about addresses that are not available yet, by setting
         )
@@ -269,6 +272,7 @@ class Status:
             "auth": self._auth_facts(),
             "log": self._wal.facts(counters) if self._wal else None,
             "tls": self._tls.facts(counters) if self._tls else None,
+            "websocket": self._websocket_facts(counters),
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
@@ -288,6 +292,15 @@ class Status:
             return None
         return {**self._auth.facts, "file_ok": not self._auth.problem}
 
+    def _websocket_facts(self, counters: Counters) -> Report | None:
+        if not self.websocket_address and not (self._tls and self._tls.address):
+            return None
+        return {
+            "address": self.websocket_address,
+            "connections": counters["websockets"],
+            "refused": counters["websocket_refused"],
+        }
+
     def _subscriber(self, row: Subscriber) -> Report:
         connection = self._connections.find(row.conn)
         filters = list(connection.filters) if connection else []
@@ -304,6 +317,7 @@ class Status:
             "dropped_ttl": row.dropped_ttl,
             "dropped_queue_full": row.dropped_queue_full,
             "blocked": row.blocked,
+            "websocket": row.websocket,
         }
 
     def _rates(self, counters: Counters) -> tuple[dict[str, float], int]:

@@ -48,14 +48,15 @@ def check_variables(environment: Mapping[str, str]) -> None:
 
 def find_tls(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Tls:
     """The TLS option from --tls, --ca-file, --cert, --cert-key and the BLIPMQ_TLS_ variables; None: the address
-    decides. The variables do not apply to an address that begins with tcp://. Raises ConfigError if a file is invalid."""
+    decides. The variables do not apply to an address that begins with tcp:// or
+    ws://. Raises ConfigError if a file is invalid."""
     options = [getattr(arguments, name) for name in ("ca_file", "cert", "cert_key")]
     files = [
         option if option is not None else environment.get(variable, "")
         for option, variable in zip(options, TLS_VARIABLES, strict=True)
     ]
     wanted = arguments.tls or any(option is not None for option in options)
-    if not wanted and (not any(files) or find_address(arguments, environment).startswith("tcp://")):
+    if not wanted and (not any(files) or find_address(arguments, environment).startswith(("tcp://", "ws://"))):
         return None
     return client_context(*files)
 

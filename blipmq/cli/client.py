@@ -43,10 +43,11 @@ examples:
   blipmq-cli bench --rate 1000 --seconds 30          load test at 1,000 messages a second
 
 environment:
-  BLIPMQ_ADDR      HOST:PORT of the broker, or tls://HOST:PORT
+  BLIPMQ_ADDR      HOST:PORT of the broker, tls://HOST:PORT, or ws:// and wss:// for WebSocket
   BLIPMQ_API_KEY   the API key
   BLIPMQ_TLS_CA, BLIPMQ_TLS_CERT, BLIPMQ_TLS_KEY
-                   files as for --ca-file, --cert and --cert-key; one of them turns TLS on unless the address begins with tcp://
+                   files as for --ca-file, --cert and --cert-key; one of them turns TLS on unless the address begins
+                   with tcp:// or ws://
   NO_COLOR         plain text, without emoji
 
 exit status:

@@ -46,6 +46,7 @@ def _info_rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "log" in info:
         yield "WAL", _log(info["log"])
     yield "TLS", _tls(_map(info, "tls"))
+    yield "WebSocket", _websocket(_map(info, "websocket"))
     yield "Disk free", bytes_text(info["disk_free_bytes"]) if _is_number(info.get("disk_free_bytes")) else ""
     yield from _hardware_rows(_map(info, "hardware"))
     yield "Filters", _number(info.get("filters"))
@@ -87,6 +88,12 @@ def _tls(tls: Mapping[str, Any]) -> str:
     until = time.strftime("%Y-%m-%d", time.gmtime(ends))
     served = f"{_number(tls.get('connections'))} clients at {_text(tls['address'])}, " if tls.get("address") else ""
     return f"{served}certificate until {until}"
+
+
+def _websocket(websocket: Mapping[str, Any]) -> str:
+    if not websocket.get("address"):
+        return ""
+    return f"{_number(websocket.get('connections'))} clients at {_text(websocket['address'])}"
 
 
 def _log(log: object) -> str:

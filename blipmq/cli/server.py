@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--output", metavar="FILE", help="with --convert: write here instead of to standard output")
 
     connect = commands.add_parser("connect", help="talk to a broker in an interactive shell")
-    connect.add_argument("addr", metavar="HOST:PORT", help="where the broker is; tls://HOST:PORT for TLS")
+    connect.add_argument(
+        "addr", metavar="HOST:PORT", help="where the broker is; tls://HOST:PORT for TLS, ws:// and wss:// for WebSocket"
+    )
     connect.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
     connect.add_argument("--tls", action="store_true", help="use TLS, as an address tls://HOST:PORT does")
     connect.add_argument(

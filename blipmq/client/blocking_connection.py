@@ -128,6 +128,10 @@ class BlockingConnection:
         """Use a connected socket for this client and send HELLO over it. Both must end before `deadline_s`."""
         if self._tls is not None:
             sock = shake_hands(self._tls, sock, self.address, deadline_s, self.clock)
+        if self.address.path:
+            from blipmq.client import websocket_socket  # imported here because most clients do not use it
+
+            sock = websocket_socket.shake_hands(sock, self.address, deadline_s, self.clock)
         self._socket = sock
         self._selector.register(sock, selectors.EVENT_READ)
         try:

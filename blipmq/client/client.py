@@ -397,7 +397,8 @@ def connect(
 ) -> AwaitableContext[Client]:
     """Connect to a broker: `client = await blipmq.connect(...)`, or `async with blipmq.connect(...) as client`.
 
-        address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879
+        address      "host", "host:port", "[ipv6]:port" or "tls://host:port"; the port defaults to 7878, with TLS to 7879.
+                     "ws://host:port/path" or "wss://…" for WebSocket; the path defaults to /blipmq
         tls          True: TLS with the system's certificate authorities; a path: TLS with the authorities in this PEM file; or an
                      ssl.SSLContext. The broker's certificate must be for the host in the address. False: no TLS; None: as the
                      address says

@@ -218,8 +218,16 @@ class Connection:
             secure = {"ssl": self._tls, "server_hostname": self.address.host}
             secure["ssl_handshake_timeout"] = self.timeout_s + 1
 
-        async def opened(link: asyncio.Protocol) -> object:
-            return await asyncio.get_running_loop().create_connection(lambda: link, sock=sock, **secure)
+        def connect(factory: Callable[[], asyncio.Protocol]) -> Awaitable[object]:
+            return asyncio.get_running_loop().create_connection(factory, sock=sock, **secure)
+
+        async def opened(link: asyncio.Protocol) -> None:
+            if not self.address.path:
+                await connect(lambda: link)
+                return
+            from blipmq.client.websocket_link import open_over  # imported here because most clients do not use it
+
+            await open_over(link, self.address, connect)
 
         return opened
 

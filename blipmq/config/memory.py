@@ -19,6 +19,9 @@ TLS_BYTES = 8 * MIB
 TLS_CONNECTION_BYTES = (28 + 17 + 112) * KIB
 # A pending handshake: OpenSSL's state, the read and the flight of one step.
 TLS_HANDSHAKE_BYTES = 64 * KIB
+# A WebSocket connection: the layer's state, and the rest of one frame that its socket has not taken; before its upgrade the
+# request.
+WEBSOCKET_CONNECTION_BYTES, WEBSOCKET_REQUEST_BYTES = 65 * KIB, 8 * KIB
 # One idle connection in the core: slot, timer, poller.
 CONNECTION_BYTES = 1 * KIB
 # One subscription in the core: the filter and its place in the route table.
@@ -143,6 +146,7 @@ def _core_terms(config: Config) -> list[Term]:
     pools = small * POOL_SMALL_BYTES + medium * POOL_MEDIUM_BYTES + large * SEGMENT_BYTES
     return [
         Term("connections", f"{n} x {size(CONNECTION_BYTES)}", n * CONNECTION_BYTES),
+        *_websocket_terms(config),
         Term("subscriptions", f"{n} x {filters} x {SUBSCRIPTION_BYTES} B", n * filters * SUBSCRIPTION_BYTES),
         Term("route cache", f"{routes} topics x {ROUTE_BYTES} B", routes * ROUTE_BYTES),
         Term("incoming frames", f"{n} x {size(frame)}", n * frame),
@@ -150,6 +154,17 @@ def _core_terms(config: Config) -> list[Term]:
         *_qos1_terms(config),
         Term("open buffer", size(SEGMENT_BYTES), SEGMENT_BYTES),
         Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", pools),
+    ]
+
+
+def _websocket_terms(config: Config) -> list[Term]:
+    if not config.server.ws_bind_addr:
+        return []
+    n, pending = config.server.max_connections, config.limits.max_pending
+    frames, requests = n * WEBSOCKET_CONNECTION_BYTES, pending * WEBSOCKET_REQUEST_BYTES
+    return [
+        Term("WebSocket frames", f"{n} x {size(WEBSOCKET_CONNECTION_BYTES)}", frames),
+        Term("WebSocket requests", f"{pending} x {size(WEBSOCKET_REQUEST_BYTES)}", requests),
     ]
 
 

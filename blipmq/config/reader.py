@@ -131,6 +131,7 @@ class _Reading(Reading):
                 "raise it, or set 0 to turn keep-alive off",
             )
         self._check_tls(config)
+        self._check_websocket(config)
         if len(set(config.auth.api_keys)) != len(config.auth.api_keys):
             self._clash("auth.api_keys", "contains a key twice; remove one")
         addr = config.server.bind_addr
@@ -177,6 +178,7 @@ class _Reading(Reading):
         for path, addr, otherwise in (
             ("server.bind_addr", server.bind_addr, "listen on 127.0.0.1"),
             ("server.tls_bind_addr", server.tls_bind_addr, "set tls.require_client_cert = true"),
+            ("server.ws_bind_addr", server.ws_bind_addr, "listen on 127.0.0.1"),
         ):
             certified = path == "server.tls_bind_addr" and config.tls.require_client_cert
             if addr and not certified and not is_loopback(split_address(addr)[0]):
@@ -184,6 +186,14 @@ class _Reading(Reading):
                     path,
                     f'"{addr}" can be reached from other machines, but no key is configured. {keys}{otherwise}{anyone}',
                 )
+
+    def _check_websocket(self, config: Config) -> None:
+        server = config.server
+        addr, others = server.ws_bind_addr, (server.bind_addr, server.tls_bind_addr, config.metrics.bind_addr)
+        if addr and addr in others and split_address(addr)[1]:
+            self._clash(
+                "server.ws_bind_addr", f'"{addr}" is used by another setting too; set another port for WebSocket'
+            )
 
     def _check_tls(self, config: Config) -> None:
         """Check the TLS settings together. `blipmq.net.certificate` checks the files."""

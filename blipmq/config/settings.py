@@ -11,7 +11,7 @@ from typing import Any
 
 from blipmq.base.affinity import processor_numbers
 from blipmq.base.bind_address import split_address
-from blipmq.base.validation import API_KEY_BYTES_MAX
+from blipmq.base.validation import API_KEY_BYTES_MAX, check_origin
 from blipmq.config.schema import Key, Schema, Section, key, literal, section
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -36,6 +36,23 @@ class Server(Section):
         "",
         "Where to listen for TLS, beside or instead of `bind_addr`, with the certificate of `[tls]`. Empty: no TLS listener.",
         check=split_address,
+    )
+    ws_bind_addr: str = key(
+        "",
+        "Where to listen for WebSocket connections (ws://ADDRESS:PORT/blipmq), for browsers and behind web proxies. "
+        "Empty: no such listener; `tls_bind_addr` takes wss:// all the same.",
+        check=split_address,
+    )
+    ws_origins: tuple[str, ...] = key(
+        (),
+        "Origins of the web pages that may connect over WebSocket, as a browser sends them: `https://panel.example`. `*`: any. "
+        "Empty: if clients need keys, any page may connect and needs a key; without keys, none may. Programs that are no "
+        "browsers send no origin and are not affected.",
+        "origins",
+        0,
+        64,
+        reload=True,
+        check=check_origin,
     )
     max_connections: int = key(
         10_000,

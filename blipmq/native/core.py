@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from blipmq._native import ffi, lib
@@ -140,18 +140,23 @@ class Core:
 
     # -- commands
 
-    def listen(self, fd: int, secure: bool = False) -> None:
+    def listen(self, fd: int, secure: bool = False, *, websocket: bool = False) -> None:
         """Accept on this listening socket. The core owns it from now on. `secure`: its clients speak TLS, with the context
-        that the method `secure` set before."""
-        self._push(lib.BQ_CMD_LISTEN, value=fd, flags=lib.BQ_CONN_SECURE if secure else 0)
+        that the method `secure` set before. `websocket`: they begin with a WebSocket handshake."""
+        self._push(lib.BQ_CMD_LISTEN, value=fd, flags=_layers(secure, websocket))
+
+    def origins(self, origins: Iterable[str]) -> None:
+        """Set the origins of pages that may open a WebSocket; `*`: any."""
+        texts = [origin.encode() for origin in origins]
+        self._push(lib.BQ_CMD_ORIGINS, data=b"".join(len(text).to_bytes(2, "little") + text for text in texts))
 
     def unlisten(self) -> None:
         """Stop accepting: close every listener."""
         self._push(lib.BQ_CMD_UNLISTEN)
 
-    def adopt(self, fd: int, secure: bool = False) -> None:
-        """Serve this connected socket. The core owns it from now on. `secure`: as in `listen`."""
-        self._push(lib.BQ_CMD_ADOPT, value=fd, flags=lib.BQ_CONN_SECURE if secure else 0)
+    def adopt(self, fd: int, secure: bool = False, *, websocket: bool = False) -> None:
+        """Serve this connected socket. The core owns it from now on. `secure`, `websocket`: as in `listen`."""
+        self._push(lib.BQ_CMD_ADOPT, value=fd, flags=_layers(secure, websocket))
 
     def secure(self, table: int, context: int, tell: bool = False) -> None:
         """Use this context for the TLS connections accepted from now on. `table` and `context` are addresses: of the
@@ -381,3 +386,7 @@ class Core:
         self._backlog.append(command)
         if len(self._backlog) == 1 and self._on_backlog is not None:
             self._on_backlog()
+
+
+def _layers(secure: bool, websocket: bool) -> int:
+    return (lib.BQ_CONN_SECURE if secure else 0) | (lib.BQ_CONN_WEBSOCKET if websocket else 0)

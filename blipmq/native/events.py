@@ -193,6 +193,11 @@ class Subscriber(NamedTuple):
         """Whether its socket accepts no more output now."""
         return bool(self.flags & 1)
 
+    @property
+    def websocket(self) -> bool:
+        """Whether it is connected over WebSocket."""
+        return bool(self.flags & 2)
+
 
 class Listed(NamedTuple):
     """One page of subscribers. `next_slot`: where the next page starts, 0 at the end."""

@@ -488,6 +488,17 @@ METRICS: tuple[Metric, ...] = (
         "Temperature of a Raspberry Pi's processor.",
         "report.hardware.temperature_c",
     ),
+    # WebSocket
+    _gauge(
+        "blipmq_websocket_connections",
+        "Connections over WebSocket; they count in blipmq_connections too.",
+        "stats.websockets",
+    ),
+    _counter(
+        "blipmq_websocket_refused_total",
+        "Requests for a WebSocket that were answered with an error: the path, the origin, the version; the log has the reason.",
+        "stats.websocket_refused",
+    ),
     # TLS; absent without it
     _gauge("blipmq_tls_connections", "Connections over TLS whose handshake is done.", "report.tls.connections"),
     _gauge(

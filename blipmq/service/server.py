@@ -121,7 +121,8 @@ class Process:
 
     def _ready_if_so(self) -> None:
         """Report ready when the broker listens at all client addresses."""
-        addresses = {"address": self._broker.address, "tls": self._broker.tls_address}
+        broker = self._broker
+        addresses = {"address": broker.address, "tls": broker.tls_address, "websocket": broker.websocket_address}
         if self._is_ready or self._bind_retry.unready or not any(addresses.values()):
             return
         self._is_ready = True

@@ -36,9 +36,10 @@ enum bq_outcome {
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
-    BQ_CMD_LISTEN = 1,   /* value: listening socket, owned by the core from now on; flags may hold BQ_CONN_SECURE */
+    /* value: listening socket, owned by the core from now on; flags may hold BQ_CONN_SECURE, BQ_CONN_WEBSOCKET */
+    BQ_CMD_LISTEN = 1,
     BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
-    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on; flags may hold BQ_CONN_SECURE */
+    BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on; flags as for BQ_CMD_LISTEN */
     /* A new in-memory connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
      * bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
     BQ_CMD_ATTACH = 4,
@@ -80,7 +81,9 @@ enum bq_command_type {
     /* value: address of a bq_secure_ops_t for which bq_secure_fits returned BQ_OK; it is valid as long as the process. seq:
      * address of a context of that module, owned by the core from now on. New connections use it; open connections keep the
      * context that they began with. flags may hold BQ_SECURE_TELL */
-    BQ_CMD_SECURE = 25
+    BQ_CMD_SECURE = 25,
+    /* data: [u16 size][origin] ...: the origins of pages that may open a WebSocket; "*": any. See net/websocket_handshake.h */
+    BQ_CMD_ORIGINS = 26
 };
 
 typedef struct bq_clock {
@@ -105,9 +108,10 @@ enum bq_command_flags {
     BQ_INPUT_END = 256,
     BQ_CONSUMERS_BEGIN = 512,
     BQ_CONSUMERS_EXACT = 1024,
-    BQ_SUB_KEYED = 2048,    /* the client uses a key: its client_id begins with the key's owner, if the key has one */
-    BQ_CONN_SECURE = 65536, /* its connections speak TLS. Without an earlier BQ_CMD_SECURE the socket is closed */
-    BQ_SECURE_TELL = 131072 /* report every handshake, not only those with a certificate */
+    BQ_SUB_KEYED = 2048,       /* the client uses a key: its client_id begins with the key's owner, if the key has one */
+    BQ_CONN_SECURE = 65536,    /* its connections speak TLS. Without an earlier BQ_CMD_SECURE the socket is closed */
+    BQ_SECURE_TELL = 131072,   /* report every handshake, not only those with a certificate */
+    BQ_CONN_WEBSOCKET = 262144 /* its connections begin with a WebSocket handshake (after that of TLS) */
 };
 
 /* The peer of a connection. */
@@ -307,6 +311,8 @@ typedef struct bq_stats {
     uint64_t secure_refused;          /* displaced or refused: limits.max_pending, max_pending_per_address */
     uint64_t secure_open;             /* gauges: TLS connections after their handshake */
     uint64_t secure_pending;          /* before it */
+    uint64_t websocket_refused;       /* a counter: WebSocket handshakes that were answered with an error */
+    uint64_t websockets;              /* a gauge: of connections, those over WebSocket */
 } bq_stats_t;
 
 typedef struct bq_subscriber {
@@ -318,7 +324,7 @@ typedef struct bq_subscriber {
     uint64_t queued_messages;
     uint64_t queued_bytes;
     uint32_t subscriptions;
-    uint32_t flags; /* 1: its socket accepts no more at the moment */
+    uint32_t flags; /* 1: its socket accepts no more at the moment; 2: it is connected over WebSocket */
     uint8_t peer[16];
     uint16_t peer_port;
     uint16_t reserved;

@@ -6,6 +6,7 @@
 #include "net/net.h"
 #include "net/secure.h"
 #include "net/transport.h"
+#include "net/websocket.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -109,9 +110,9 @@ static connection_t *longest_silent(const admission_t *admission) {
     return connection;
 }
 
-bool admission_make_room(net_t *net, const transport_ops_t *transport, const uint8_t peer[16], uint16_t port) {
+bool admission_make_room(net_t *net, const transport_ops_t *transport, bool websocket, const uint8_t peer[16], uint16_t port) {
     admission_t *admission = &net->admission;
-    if (!net->broker.config.require_hello && !transport->shakes) return true;
+    if (!net->broker.config.require_hello && !transport->shakes && !websocket) return true;
     if (address_counts(peer) && place_count(admission, peer) >= net->broker.config.max_pending_per_address) {
         net->broker.stats.refused_pending_address++;
         if (transport->shakes) secure_refused(net, peer, port, true);
@@ -190,14 +191,14 @@ static void rest(net_t *net, uint64_t for_ms) {
     timer_set(&net->broker, &net->admission.timer, for_ms);
 }
 
-void admission_listen(net_t *net, int fd, const transport_ops_t *transport) {
+void admission_listen(net_t *net, int fd, const transport_ops_t *transport, bool websocket) {
     admission_t *admission = &net->admission;
     if (net->broker.stopping || admission->listener_count == LISTENERS_MAX || (transport->shakes && !net->secure) ||
         (!admission->resting && poll_set(net->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
         close(fd);
         return;
     }
-    admission->listeners[admission->listener_count++] = (listener_t){fd, transport};
+    admission->listeners[admission->listener_count++] = (listener_t){fd, transport, websocket};
 }
 
 void admission_unlisten(net_t *net) {
@@ -220,8 +221,9 @@ static void socket_options(net_t *net, int fd) {
 }
 
 /* Above max_connections: keep it just long enough to answer its HELLO. If there are too many of these too, close it at once. */
-static void turn_away(net_t *net, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
-    connection_t *connection = net->refused_count < REFUSED_MAX ? connection_open(net, transport, fd, peer, port, true) : NULL;
+static void turn_away(net_t *net, const listener_t *listener, int fd, const uint8_t peer[16], uint16_t port) {
+    connection_t *connection =
+        net->refused_count < REFUSED_MAX ? connection_open(net, listener->transport, fd, peer, port, true) : NULL;
     net->broker.stats.refused++;
     if (!connection) {
         close(fd);
@@ -231,15 +233,16 @@ static void turn_away(net_t *net, const transport_ops_t *transport, int fd, cons
     connection->refused = true;
     net->refused_count++;
     timer_set(&net->broker, &connection->timer, REFUSED_MS);
+    if (listener->websocket) websocket_begin(net, connection);
 }
 
-static void welcome(net_t *net, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port) {
+static void welcome(net_t *net, const listener_t *listener, int fd, const uint8_t peer[16], uint16_t port) {
     if (net->open_count >= net->broker.config.max_connections) {
-        turn_away(net, transport, fd, peer, port);
+        turn_away(net, listener, fd, peer, port);
         return;
     }
-    bool room = admission_make_room(net, transport, peer, port);
-    connection_t *connection = room ? connection_open(net, transport, fd, peer, port, false) : NULL;
+    bool room = admission_make_room(net, listener->transport, listener->websocket, peer, port);
+    connection_t *connection = room ? connection_open(net, listener->transport, fd, peer, port, false) : NULL;
     if (!connection) {
         net->broker.stats.refused += room; /* no memory for it */
         close(fd);
@@ -249,6 +252,7 @@ static void welcome(net_t *net, const transport_ops_t *transport, int fd, const 
     socket_options(net, fd);
     net->open_count++;
     net->broker.stats.accepted++;
+    if (listener->websocket) websocket_begin(net, connection);
 }
 
 /* After descriptors ran out, check that one is free before accepting, because an accepted connection could only be closed. */
@@ -279,7 +283,7 @@ static bool accept_from(net_t *net, const listener_t *listener, int64_t fd_end) 
         }
         int fd = accept_one(net, listener->fd, fd_end, peer, &port);
         if (fd >= 0) {
-            welcome(net, listener->transport, fd, peer, port);
+            welcome(net, listener, fd, peer, port);
             continue;
         }
         if (fd != BQ_E_SYSTEM || errno == EPERM) return true; /* EPERM: a firewall rejected this one */

@@ -37,6 +37,7 @@ typedef struct admission_place {
 typedef struct listener {
     int fd;
     const struct transport_ops *transport; /* of its connections */
+    bool websocket;                        /* they begin with a WebSocket handshake */
 } listener_t;
 
 typedef struct admission {
@@ -62,7 +63,7 @@ void admission_release(struct net *net);
 
 /* Listeners. */
 /* The core owns fd from now on */
-void admission_listen(struct net *net, int fd, const struct transport_ops *transport);
+void admission_listen(struct net *net, int fd, const struct transport_ops *transport, bool websocket);
 void admission_unlisten(struct net *net);
 void admission_timeout(struct net *net); /* the timer fired: check the backlog again */
 void admission_accept(struct net *net);  /* accept, at most ACCEPTS_MAX per listener; last step of a turn */
@@ -71,7 +72,8 @@ static inline void admission_descriptor_freed(admission_t *admission) { admissio
 
 /* Connections that are not admitted. */
 /* Before a connection whose transport is this one; may close another. false: refused. */
-bool admission_make_room(struct net *net, const struct transport_ops *transport, const uint8_t peer[16], uint16_t port);
+bool admission_make_room(struct net *net, const struct transport_ops *transport, bool websocket, const uint8_t peer[16],
+                         uint16_t port);
 void admission_enter(struct net *net, struct connection *connection);
 void admission_heard(struct net *net, struct connection *connection);    /* its HELLO is with Python */
 void admission_answered(struct net *net, struct connection *connection); /* Python has answered its HELLO */

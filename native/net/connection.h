@@ -30,25 +30,26 @@ typedef struct connection {
     uint8_t state;    /* enum connection_state; set by connection_state_set only */
     uint8_t interest; /* events registered with the poller */
     uint8_t close_code;
-    bool admitted;            /* may send commands other than HELLO */
-    bool hello;               /* sent HELLO and was admitted: gets Replies */
-    bool trusted;             /* created by this process: needs no HELLO, whatever the settings */
-    bool known;               /* Python knows it and will be told when it closes */
-    bool refused;             /* over max_connections: it stays open only to be told so */
-    bool broken;              /* reset while its input was paused: the poller would report this again and again */
-    bool watched;             /* output sent to it may not be acknowledged yet */
-    bool grace;               /* its keep-alive is overdue, but its input may still be in transit */
-    bool unadmitted, silent;  /* not admitted yet; on the silent list: see net/admission.h */
-    bool ready;               /* on a list of connections with input to process */
-    bool heavy;               /* it used much of its share the last time */
-    bool unread;              /* in line because its socket is readable */
-    bool retrying;            /* on the list of connections that wait for space in the event ring */
-    bool input_ended;         /* no more input will come */
-    bool away;                /* a step of its handshake is with the thread bq-tls: see net/secure.h */
-    const char *close_detail; /* static text */
-    struct secure *secure;    /* of a connection that speaks TLS, from its first byte on: see net/secure.h */
-    int send_error;           /* errno: its transport failed, and the next flush closes it */
-    uint8_t *in;              /* unparsed input (a partial frame, or received while paused): in_size bytes from in_start */
+    bool admitted;               /* may send commands other than HELLO */
+    bool hello;                  /* sent HELLO and was admitted: gets Replies */
+    bool trusted;                /* created by this process: needs no HELLO, whatever the settings */
+    bool known;                  /* Python knows it and will be told when it closes */
+    bool refused;                /* over max_connections: it stays open only to be told so */
+    bool broken;                 /* reset while its input was paused: the poller would report this again and again */
+    bool watched;                /* output sent to it may not be acknowledged yet */
+    bool grace;                  /* its keep-alive is overdue, but its input may still be in transit */
+    bool unadmitted, silent;     /* not admitted yet; on the silent list: see net/admission.h */
+    bool ready;                  /* on a list of connections with input to process */
+    bool heavy;                  /* it used much of its share the last time */
+    bool unread;                 /* in line because its socket is readable */
+    bool retrying;               /* on the list of connections that wait for space in the event ring */
+    bool input_ended;            /* no more input will come */
+    bool away;                   /* a step of its handshake is with the thread bq-tls: see net/secure.h */
+    const char *close_detail;    /* static text */
+    struct websocket *websocket; /* a layer between transport and protocol; NULL: none */
+    struct secure *secure;       /* of a connection that speaks TLS, from its first byte on: see net/secure.h */
+    int send_error;              /* errno: its transport failed, and the next flush closes it */
+    uint8_t *in;                 /* unparsed input (a partial frame, or received while paused): in_size bytes from in_start */
     uint32_t in_start, in_size, in_capacity;
     uint32_t credit_used;    /* bytes in BQ_EV_OUT events whose CREDIT has not come back */
     uint32_t input_consumed; /* bytes parsed and not yet reported by BQ_EV_CONSUMED */
@@ -67,6 +68,9 @@ typedef struct connection {
 
 struct net;
 struct transport_ops;
+
+/* A frame at the head of its queue may be partly sent. */
+bool connection_begun(const connection_t *connection);
 
 extern const client_ops_t connection_ops; /* what the broker asks of net/ */
 

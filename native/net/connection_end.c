@@ -10,6 +10,7 @@
 #include "net/net.h"
 #include "proto/protocol.h"
 #include "net/transport.h"
+#include "net/transport_io.h"
 
 #include <errno.h>
 
@@ -23,6 +24,7 @@ void connection_close(net_t *net, connection_t *connection, uint8_t code, const 
         net->broker.stats.closed_silent += code == BQ_CLOSE_SILENT;
         net->broker.stats.closed_vanished += code == BQ_CLOSE_VANISHED;
     }
+    if (connection->websocket) websocket_last_words(net, connection, code, detail);
     connection_state_set(connection, CONNECTION_DEAD);
     connection->transport->silence(net, connection);
     wheel_remove(&net->broker.wheel, &connection->timer.wheel);
@@ -32,6 +34,10 @@ void connection_close(net_t *net, connection_t *connection, uint8_t code, const 
     keepalive_unwatch(net, connection);
     connection->dead_next = net->dead;
     net->dead = connection;
+}
+
+bool connection_begun(const connection_t *connection) {
+    return connection->websocket ? connection->websocket->cut : connection->client.blocked;
 }
 
 /* A connection that was never admitted has no more time to end than it had left to be admitted. */
@@ -47,7 +53,7 @@ static void end_within(net_t *net, connection_t *connection, uint64_t after_ms) 
 static void leave(net_t *net, connection_t *connection) {
     client_release_waiters(&net->broker, &connection->client);
     client_leave(&net->broker, &connection->client);
-    queue_drop_kept(&connection->client.queue, &net->broker.queues, connection->client.blocked);
+    queue_drop_kept(&connection->client.queue, &net->broker.queues, connection_begun(connection));
 }
 
 void connection_finish(net_t *net, connection_t *connection, uint8_t code, const char *detail) {
@@ -73,7 +79,7 @@ void connection_input_ended(net_t *net, connection_t *connection, uint8_t code) 
         connection_state_set(connection, CONNECTION_ENDING);
         end_within(net, connection, ENDING_MS);
         connection_update_interest(net, connection);
-    } else if (connection->client.queue.head || connection->client.blocked) {
+    } else if (connection->client.queue.head || connection->client.blocked || websocket_is_open(connection)) {
         connection_finish(net, connection, code, NULL);
     } else {
         connection_close(net, connection, code, NULL);
@@ -136,7 +142,7 @@ void connection_discard(net_t *net, connection_t *connection) {
     publish_run_close(&net->broker); /* the open run may hold messages for the queue that is emptied here */
     client_leave(&net->broker, &connection->client);
     net->broker.stats.dropped_disconnect +=
-        queue_discard(&connection->client.queue, &net->broker.queues, connection->client.blocked);
+        queue_discard(&connection->client.queue, &net->broker.queues, connection_begun(connection));
 }
 
 void connection_need_hello(net_t *net, connection_t *connection) {
@@ -175,6 +181,7 @@ bool connection_free(net_t *net, connection_t *connection) {
     if (connection->away) return false;
     connection->transport->end(net, connection); /* first: free the descriptor even if the event must wait for space */
     connection_input_drop(net, connection);
+    websocket_end(net, connection);
     /* It may have thousands of subscriptions and messages: the rest follows in the next turns. */
     if (!client_leave_some(&net->broker, &connection->client, net->ends_stop)) return false;
     /* Lists of this turn may still hold it. Its slot must not be reused before they have been processed. */

@@ -3,6 +3,7 @@
 #include "net/net.h"
 #include "proto/protocol.h"
 #include "net/transport.h"
+#include "net/transport_io.h"
 
 static void input_replace(net_t *net, connection_t *connection, uint8_t *in, uint32_t capacity, uint32_t size) {
     pool_free(&net->broker.pool, connection->in, connection->in_capacity);
@@ -81,6 +82,13 @@ bool input_reserve(net_t *net, connection_t *connection, uint32_t more) {
     connection->in = in;
     connection->in_capacity = capacity;
     return true;
+}
+
+uint32_t input_limit_rare(const net_t *net, const connection_t *connection) {
+    const bq_config_t *config = &net->broker.config;
+    uint32_t limit = connection->unadmitted ? config->max_frame_bytes_unauth + 4 - connection->in_size : net->read_bytes;
+    if (!connection->unadmitted && (connection->heavy || connection->client.pending_commits)) limit = READ_BYTES_HEAVY;
+    return connection->websocket ? websocket_input_limit(connection, limit) : limit;
 }
 
 /* The input has ended, so a partial frame can never become complete. */

@@ -6,6 +6,8 @@
 #include "net/net.h"
 #include "net/secure.h"
 #include "net/transport.h"
+#include "net/transport_io.h"
+#include "net/websocket.h"
 
 #include <stdlib.h>
 
@@ -116,7 +118,7 @@ void net_each_open(net_t *net, void (*visit)(net_t *net, connection_t *connectio
 bool net_all_sent(net_t *net) {
     for (uint32_t slot = 0; slot < net->chunk_count * CONNECTION_CHUNK; slot++) {
         const connection_t *connection = connection_slot(net, slot);
-        if (connection->state != CONNECTION_FREE && (connection->client.queue.head || connection->client.blocked)) return false;
+        if (connection->state != CONNECTION_FREE && (output_left(connection) || connection->client.blocked)) return false;
     }
     return true;
 }
@@ -133,7 +135,7 @@ bool net_init(net_t *net, const bq_config_t *config, uint64_t first_message_id) 
     net->chunks = calloc(net->slots_max / CONNECTION_CHUNK, sizeof *net->chunks);
     net->free_slots = calloc(net->slots_max, sizeof *net->free_slots);
     net->read_buffer = malloc(READ_BYTES + GATHER_BYTES);
-    net->send_buffer = malloc(SEND_BUFFER_BYTES);
+    net->send_buffer = malloc(SEND_BUFFER_BYTES + WEBSOCKET_LEAD_BYTES);
     return admission_init(net) && net->chunks && net->free_slots && net->read_buffer && net->send_buffer;
 }
 
@@ -148,4 +150,5 @@ void net_release(net_t *net) {
     free(net->free_slots);
     free(net->read_buffer);
     free(net->send_buffer);
+    free(net->websocket_origins.list);
 }

@@ -11,6 +11,7 @@
 #include "net/connection.h"
 #include "net/fair_share.h"
 #include "net/keepalive.h"
+#include "net/websocket_handshake.h"
 
 #define CONNECTION_CHUNK 64u
 #define REFUSED_MAX 64u              /* connections over the limit that are being refused at the same time */
@@ -55,6 +56,8 @@ typedef struct net {
 
     int poller;
     admission_t admission;
+    websocket_origins_t websocket_origins;
+    uint32_t websocket_count;   /* connections with that layer */
     struct secure_core *secure; /* NULL: no TLS */
     keepalive_t keepalive;
     uint32_t read_bytes; /* read limit of one connection in this turn */

@@ -33,8 +33,9 @@ int output_gather_several(const net_t *net, const queue_t *queue, struct iovec *
 
 void output_sent(net_t *net, connection_t *connection, uint64_t bytes) {
     uint64_t delivered = net->broker.stats.delivered;
-    queue_sent(&connection->client.queue, &net->broker.queues, bytes);
     net->broker.stats.delivered_bytes += bytes;
+    if (BQ_UNLIKELY(connection->websocket != NULL)) bytes = websocket_sent(net, connection, bytes);
+    queue_sent(&connection->client.queue, &net->broker.queues, bytes);
     net->broker.stats.flushes += net->broker.stats.delivered != delivered;
     if (BQ_UNLIKELY(!connection->watched)) keepalive_watch(net, connection);
     if ((connection->client.pause & PAUSE_OUTPUT) && connection->client.queue.control_bytes <= CONTROL_BYTES_MAX / 2)
@@ -72,7 +73,7 @@ void connection_flush(net_t *net, connection_t *connection) {
     }
     if (BQ_UNLIKELY(connection->client.blocked) && connection->client.queue.control_bytes > CONTROL_BYTES_MAX)
         replies_grow(net, connection);
-    if (connection->state == CONNECTION_CLOSING && !connection->client.queue.head && !connection->client.blocked)
+    if (connection->state == CONNECTION_CLOSING && !output_left(connection) && !connection->client.blocked)
         connection_all_sent(net, connection);
 }
 

@@ -39,10 +39,12 @@ typedef struct secure {
     void *state;
     uint8_t *unsent; /* ciphertext that the socket did not take: unsent_size bytes from unsent_at */
     uint32_t unsent_at, unsent_size, unsent_capacity;
-    bool open;   /* the handshake is done */
-    bool failed; /* nothing more can be encrypted or decrypted */
-    bool ended;  /* close_notify is written */
-    bool untold; /* the event of its certificate waits for room */
+    bool open;      /* the handshake is done */
+    bool failed;    /* nothing more can be encrypted or decrypted */
+    bool ended;     /* close_notify is written */
+    bool untold;    /* the event of its certificate waits for room */
+    bool begun;     /* its first four bytes of plaintext have come */
+    bool certified; /* the client showed a certificate, which a browser does by itself */
 } secure_t;
 
 /* One step of a handshake. */

@@ -9,14 +9,17 @@
 #define BQ_TRANSPORT_IO_H
 
 #include "net/net.h"
+#include "net/websocket.h"
 
 #include <sys/uio.h>
+
+uint32_t input_limit_rare(const net_t *net, const connection_t *connection); /* of an unadmitted client, or over WebSocket */
 
 /* Bytes to read at once. From an unadmitted client only its one frame is read; further input stays in the kernel until the
  * answer. Input for several subscribers is read in pieces that stay in the processor cache until they are sent to all of
  * them. */
 static inline uint32_t input_limit(const net_t *net, const connection_t *connection) {
-    if (BQ_UNLIKELY(connection->unadmitted)) return net->broker.config.max_frame_bytes_unauth + 4 - connection->in_size;
+    if (BQ_UNLIKELY(connection->unadmitted || connection->websocket)) return input_limit_rare(net, connection);
     if (connection->heavy || connection->client.pending_commits) return READ_BYTES_HEAVY; /* unparsed input may have to wait */
     if (net->broker.config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) return READ_BYTES_BLOCKING;
     if (!connection->last_topic || connection->last_topic->target_count <= 1) return net->read_bytes;
@@ -25,13 +28,18 @@ static inline uint32_t input_limit(const net_t *net, const connection_t *connect
 
 /* `got` new bytes follow `kept` earlier ones at `bytes`, which may be inside the connection's own buffer. */
 static inline void input_received(net_t *net, connection_t *connection, uint8_t *bytes, uint32_t kept, uint32_t got) {
-    input_process(net, connection, bytes, kept + got);
+    if (BQ_UNLIKELY(connection->websocket != NULL))
+        websocket_received(net, connection, bytes, kept, got);
+    else
+        input_process(net, connection, bytes, kept + got);
 }
+
+#define OUTPUT_PARTS_MAX (SEND_PARTS_MAX + 2) /* a layer adds two */
 
 int output_gather_several(const net_t *net, const queue_t *queue, struct iovec *parts, uint64_t *bytes);
 
-/* The next output, at most one batch: fills up to SEND_PARTS_MAX parts and *bytes, their sum. Returns the number of parts. */
-static inline int output_gather(const net_t *net, const connection_t *connection, struct iovec *parts, uint64_t *bytes) {
+/* The next part of the queue, at most one batch. */
+static inline int output_gather_queue(const net_t *net, const connection_t *connection, struct iovec *parts, uint64_t *bytes) {
     const queue_entry_t *head = connection->client.queue.head;
     if (!head || head->next) return output_gather_several(net, &connection->client.queue, parts, bytes);
     parts[0] = (struct iovec){head->buffer->bytes + head->offset, head->size};
@@ -39,10 +47,19 @@ static inline int output_gather(const net_t *net, const connection_t *connection
     return 1;
 }
 
+/* The next output: fills up to OUTPUT_PARTS_MAX parts and *bytes, their sum. Returns the number of parts. */
+static inline int output_gather(net_t *net, connection_t *connection, struct iovec *parts, uint64_t *bytes) {
+    if (BQ_UNLIKELY(connection->websocket != NULL)) return websocket_gather(net, connection, parts, bytes);
+    return output_gather_queue(net, connection, parts, bytes);
+}
+
 /* The first `bytes` of the gathered output have left. */
 void output_sent(net_t *net, connection_t *connection, uint64_t bytes);
 
 /* There is more to send. */
-static inline bool output_left(const connection_t *connection) { return connection->client.queue.head != NULL; }
+static inline bool output_left(const connection_t *connection) {
+    if (BQ_UNLIKELY(connection->websocket != NULL)) return websocket_output_left(connection);
+    return connection->client.queue.head != NULL;
+}
 
 #endif

@@ -72,6 +72,7 @@ static void tell_opened(net_t *net, connection_t *connection) {
     secure_t *secure = connection->secure;
     bq_secure_facts_t facts = {0};
     secure->ops->opened(secure->state, &facts);
+    secure->certified = facts.has_certificate;
     if (!facts.has_certificate && !(net->secure->tell && may_tell(net))) return;
     bq_event_t event = {.type = BQ_EV_SECURE,
                         .code = BQ_HANDSHAKE_DONE,
@@ -172,7 +173,7 @@ static bool encrypt_part(net_t *net, connection_t *connection, bq_secure_io_t *i
 /* Encrypts and sends one batch, or as much of it as the socket takes. So an entry of the queue is partly sent only if ciphertext
  * waits. */
 static void encrypt_batch(net_t *net, connection_t *connection) {
-    struct iovec parts[SEND_PARTS_MAX];
+    struct iovec parts[OUTPUT_PARTS_MAX];
     uint64_t bytes, taken = 0;
     bq_secure_io_t io = {.out = net->secure->out, .out_size = SECURE_OUT_BYTES};
     int count = output_gather(net, connection, parts, &bytes);
@@ -262,6 +263,13 @@ static void end_of_file(net_t *net, connection_t *connection) {
         input_end(net, connection, 0);
 }
 
+/* A browser can reach only this listener over TLS. No frame of BlipMQ begins like a request: its length would be over 1 GiB. */
+static void look_for_request(net_t *net, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (connection->secure->begun || size < 4) return;
+    connection->secure->begun = true;
+    if (!connection->websocket && !memcmp(bytes, "GET ", 4)) websocket_begin(net, connection);
+}
+
 /* `room` is more than the plaintext of `in` and of one record that began earlier. */
 static void take(net_t *net, connection_t *connection, ciphertext_t in) {
     const uint32_t kept = connection->in_size, room = in.size + RECORD_BYTES_MAX;
@@ -274,6 +282,7 @@ static void take(net_t *net, connection_t *connection, ciphertext_t in) {
     net->turn_bytes += got;
     bq_secure_error_t error = {.reason = "the TLS module is not usable"};
     if (result == BQ_SECURE_FAILED) connection->secure->ops->failed(connection->secure->state, &error);
+    look_for_request(net, connection, buffer, kept + got);
     if (got) input_received(net, connection, buffer, kept, got);
     if (connection->state != CONNECTION_OPEN) return;
     if (result == BQ_SECURE_END)
@@ -317,14 +326,14 @@ static void make_step(net_t *net, connection_t *connection, ciphertext_t in) {
     }
 }
 
-/* A connection that needs no HELLO is admitted by its handshake. What came behind the last flight is with the module already, or
+/* A connection that needs neither HELLO nor a WebSocket is admitted by its handshake. What came behind the last flight is with the module already, or
  * still in the step. */
 static void opened(net_t *net, connection_t *connection, const handshake_step_t *step) {
     connection->secure->open = true;
     net->broker.stats.secure_done++;
     net->broker.stats.secure_open++;
     net->broker.stats.secure_pending--;
-    if (connection->admitted && connection->unadmitted) {
+    if (connection->admitted && connection->unadmitted && !connection->websocket) {
         admission_leave(net, connection);
         wheel_remove(&net->broker.wheel, &connection->timer.wheel);
     }

@@ -55,7 +55,7 @@ static ssize_t send_parts(int fd, struct iovec *parts, int count) {
 }
 
 static void tcp_flush(net_t *net, connection_t *connection) {
-    struct iovec parts[SEND_PARTS_MAX];
+    struct iovec parts[OUTPUT_PARTS_MAX];
     uint64_t bytes;
     int count = output_gather(net, connection, parts, &bytes);
     ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;

@@ -108,6 +108,44 @@ def durable_steps() -> list[bytes]:
     return [config + flow for config in CONFIGS for flow in flows] + steps()
 
 
+# ---- step programs of native/fuzz/fuzz_websocket.c ---------------------------------------------------------------------
+
+WEB_COMMAND, WEB_PUBLISH, WEB_RAW, WEB_PING, WEB_READ, WEB_TIME, WEB_END, WEB_CLOSE = 0, 2, 3, 4, 5, 6, 15, 12
+
+
+def websockets() -> list[bytes]:
+    """Requests, frames, and sessions of a client that reads slowly, under each configuration."""
+    request = (
+        b"GET /blipmq HTTP/1.1\r\nHost: h\r\nOrigin: http://h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: a, blipmq\r\n\r\n"
+    )
+    mask = bytes(4)
+    frames = [
+        bytes([0x82, 0x80 | 5]) + mask + b"hello",
+        b"\x02\x81" + mask + b"x\x89\x82" + mask + b"yz\x80\x80" + mask,
+    ]
+    frames += [b"\x82\xfe\x00\x7e" + mask + bytes(126), b"\x88\x82" + mask + b"\x03\xe8", b"\x81\x80" + mask]
+    hello, sub = bytes([WEB_COMMAND, HELLO, 0, 1]), bytes([WEB_COMMAND, SUB, 0, 2])
+    read, publish = bytes([WEB_READ, 20]), bytes([WEB_PUBLISH, 15, 150])
+    flows = [
+        hello + sub + publish + read * 3 + bytes([WEB_CLOSE, 2]) + b"\x03\xe8" + read,
+        hello + sub + (publish + read) * 20 + bytes([WEB_COMMAND, QUIT, 0, 0]),
+        hello + sub + bytes([WEB_PUBLISH, 3, 255]) + (read + publish) * 9 + bytes([WEB_PING, 3]) + b"abc" + read * 9,
+        bytes([WEB_COMMAND, HELLO, 1 | 2 | 8, 1, 9, 3]) + bytes([WEB_COMMAND, SUB, 1, 1, 30]) + bytes([WEB_TIME, 4]) + read,
+        hello + sub + bytes([WEB_PUBLISH, 64 | 32 | 15, 200]) * 4 + bytes([WEB_TIME, 6]) + read * 4 + bytes([WEB_END]) + read,
+        hello + bytes([WEB_COMMAND, PUB, 4 | 32, 5, 1]) + read,
+        bytes([WEB_RAW, 6]) + frames[0][:6] + bytes([WEB_RAW, 5]) + frames[0][6:] + bytes([WEB_TIME, 8]),
+    ]  # fmt: skip
+    raw = bytes([WEB_RAW, 100]) + request[:100] + bytes([WEB_RAW, len(request) - 100]) + request[100:]
+    return [
+        request,
+        *frames,
+        b"".join(frames[:3]),
+        *(b"\1" + config + flow for config in CONFIGS for flow in flows),
+        *(b"\0" + config + raw + hello + sub + publish + read for config in CONFIGS[:2]),
+    ]
+
+
 # ---- step programs of native/fuzz/fuzz_promise.c -----------------------------------------------------------------------
 
 LIVES = 100
@@ -268,7 +306,7 @@ def connections() -> list[bytes]:
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
     "route": routes, "ring": rings, "promise": lives, "secure": handshakes, "mqtt_codec": streams,
-    "tls": connections,
+    "tls": connections, "websocket": websockets,
 }  # fmt: skip
 
 
