@@ -319,12 +319,14 @@ bool command_run_all(bq_t *bq) {
         record_t record;
         memcpy(&record, bytes, sizeof record);
         const uint8_t *text = bytes + sizeof record;
+        if (record.command.type != BQ_CMD_INPUT) net_run_close(&bq->net);
         bq->command_waits = !run(bq, &record, text, record.blob ? record.blob : text + record.text_size);
         if (bq->command_waits) break; /* retry after RETRY_MS; an immediate retry would spin until Python reads events */
         blob_free(bq, &record);
         ring_pop(&bq->commands);
         count++;
     }
+    net_run_close(&bq->net); /* of BQ_CMD_INPUT */
     return count > 0;
 }
 

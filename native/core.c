@@ -148,6 +148,13 @@ static inline bool anyone_ready(const bq_t *bq) {
 /* Checked every turn: a QoS 0 broker usually has no consumers. */
 static inline bool any_consumers(const bq_t *bq) { return bq->broker.consumers.all || bq->broker.dead_letters.first; }
 
+static NOINLINE void drain_commits(bq_t *bq) {
+    do {
+        net_drain(&bq->net);
+        commit_turn(&bq->broker);
+    } while (bq->broker.full);
+}
+
 int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     if (mono_ms > bq->broker.now_ms) bq->broker.now_ms = mono_ms;
     bq->broker.wall_ms = wall_ms;
@@ -155,6 +162,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     bool work = run_timers(bq);
     work |= command_run_all(bq);
     commit_turn(&bq->broker);
+    if (BQ_UNLIKELY(bq->broker.full != NULL)) drain_commits(bq);
     if (BQ_UNLIKELY(bq->net.secure != NULL)) secure_turn(&bq->net);
     if (bq->broker.consumers.ending) consumer_end_turn(&bq->broker);
     if (bq->net.share.light.first) share_run_light(&bq->net);
@@ -163,6 +171,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
     run_events(bq);
     if (bq->net.share.line.first) share_run_line(&bq->net);
     if (any_consumers(bq)) {
+        net_run_close(&bq->net);
         consumer_pump_all(&bq->broker);
         consumers_expire(&bq->broker);
         consumers_quota(&bq->broker);
@@ -286,7 +295,7 @@ void core_limits(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     memcpy(&config, bytes, sizeof config);
     if (!config_valid(&config)) return;
     bool strict = config.require_hello && !bq->broker.config.require_hello;
-    publish_run_close(&bq->broker);
+    net_run_close(&bq->net);
     broker_limits(&bq->broker, &config);
     keepalive_changed(&bq->net);
     if (strict) net_each_open(&bq->net, connection_need_hello);

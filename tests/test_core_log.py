@@ -295,3 +295,34 @@ def test_a_message_that_expires_while_pending_on_disk_is_dropped_and_counted(tmp
         bench.settle()
         assert durable.payloads == plain.payloads == [b"in time"]
         assert bench.stats()["dropped_ttl"] == 4 and conserved(bench.stats())
+
+
+@pytest.mark.parametrize("policy", [Overflow.DROP_OLDEST, Overflow.DROP_NEW])
+def test_readers_with_qos_0_lose_nothing_of_a_commit_larger_than_their_queues(tmp_path: Path, policy: Overflow) -> None:
+    """Consumers get each message once, although a full queue interrupts the dispatch of a message."""
+    with WalBench(tmp_path, subscriber_messages=4, overflow_policy=policy) as bench:
+        plain, other, publisher, durable = (bench.named(name) for name in ("plain", "other", "publisher", "durable"))
+        members = [bench.named(f"member{number}") for number in range(3)]
+        bench.subscribed(durable, "t", durable=True)
+        for client, fields in [(plain, {}), (other, {}), *((member, {"group": "g"}) for member in members)]:
+            client.send(wire.SUB, "t", **fields)
+        bench.settle()
+        payloads = [b"%d" % number for number in range(100)]
+        publisher.send_bytes(
+            b"".join(wire.encode_command(wire.PUB, "t", payload, qos=1, seq=1) for payload in payloads)
+        )
+        acknowledged = 0
+
+        def all_acknowledged() -> bool:
+            nonlocal acknowledged
+            for message in durable.messages[acknowledged:]:
+                durable.send(wire.ACK, seq=message.id)
+            acknowledged = len(durable.messages)
+            return acknowledged == len(payloads)
+
+        bench.until(all_acknowledged)
+        bench.settle()
+        assert durable.payloads == plain.payloads == other.payloads == payloads
+        assert sorted(int(payload) for member in members for payload in member.payloads) == list(range(100))
+        stats = bench.stats()
+        assert stats["dropped_queue_full"] == stats["redelivered"] == 0 and conserved(stats)

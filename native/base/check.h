@@ -14,8 +14,10 @@ static __attribute__((noinline, noreturn, cold, unused)) void core_assert_failed
     fprintf(stderr, "%s:%d: broken invariant: %s\n", file, line, what);
     abort();
 }
+#define CORE_CHECKED 1
 #define core_assert(condition) ((condition) ? (void)0 : core_assert_failed(#condition, __FILE__, __LINE__))
 #else
+#define CORE_CHECKED 0
 #define core_assert(condition) ((void)sizeof(!(condition)))
 #endif
 

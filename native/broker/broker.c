@@ -22,7 +22,7 @@ void broker_limits(broker_t *broker, const bq_config_t *config) {
     broker->queues.entry_bytes_max = config->max_batch_bytes;
 }
 
-static void routes_changing(void *broker) { publish_run_close(broker); }
+static void routes_changing(void *broker) { publish_run_closed(broker); }
 
 static void parts_init(broker_t *broker, const bq_config_t *config) {
     pool_init(&broker->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
@@ -43,6 +43,7 @@ bool broker_init(broker_t *broker, const bq_config_t *config, uint64_t first_mes
     broker->config = *config;
     if (!broker->config.work_share) broker->config.work_share = WORK_SHARE;
     broker->client_ops = client_ops;
+    broker->drain_round = 1;
     broker->events.wake.read_fd = broker->events.wake.write_fd = -1;
     broker->next_message_id = first_message_id ? first_message_id : 1;
     broker->pending_tail = &broker->pending;

@@ -39,6 +39,8 @@ typedef struct broker {
     routes_t *routes;
     acl_table_t acl;
     publish_run_t open;
+    client_t *full;           /* its queue must be drained before an operation can continue; NULL: none */
+    uint32_t drain_round;     /* of the current operation; from 1 */
     uint64_t now_ms, wall_ms; /* time of this turn */
     uint64_t next_message_id;
     uint64_t work_stop; /* value of stats.work at which the connection being served must stop */
@@ -58,9 +60,10 @@ typedef struct broker {
     timeline_t timeline;
     pending_commit_t *pending, **pending_tail; /* pending commits in LSN order */
     uint64_t pending_commits, pending_bytes, pending_last_lsn;
-    bool commits_left;       /* some durable commits are left for the next turn */
-    uint64_t dispatched_lsn; /* everything up to this LSN has been offered to its consumers */
-    uint64_t found_lsn;      /* last LSN found at the start; not durable yet if a full disk prevented syncing it */
+    pending_dispatch_t dispatch; /* of the oldest one */
+    bool commits_left;           /* some durable commits are left for the next turn */
+    uint64_t dispatched_lsn;     /* everything up to this LSN has been offered to its consumers */
+    uint64_t found_lsn;          /* last LSN found at the start; not durable yet if a full disk prevented syncing it */
     uint64_t ids_reserved;
     uint64_t run; /* distinguishes the records of this process from those of earlier ones */
     client_t *wal_waiters;
@@ -91,12 +94,22 @@ static inline uint32_t share_units(const broker_t *broker) {
 
 static inline client_t *client_find(broker_t *broker, bq_conn_t handle) { return broker->client_ops->find(broker, handle); }
 static inline void client_answered(broker_t *broker, client_t *client) { broker->client_ops->answered(broker, client); }
-static inline void client_drain(broker_t *broker, client_t *client) { broker->client_ops->drain(broker, client); }
 
 /* Removes one reason to pause. */
 static inline void client_resume(broker_t *broker, client_t *client, uint8_t pause) {
     client->pause &= (uint8_t)~pause;
     if (!client->pause && client->live) broker->client_ops->resume(broker, client);
+}
+
+/* The operation is complete for which queues were drained. */
+static inline void drain_end(broker_t *broker) {
+    if (!++broker->drain_round) broker->drain_round = 1; /* 0: never drained */
+}
+
+/* Continues without draining the full queue. */
+static inline void drain_skip(broker_t *broker) {
+    broker->full->drain_round = broker->drain_round;
+    broker->full = NULL;
 }
 
 /* The client has data to send. */
@@ -111,20 +124,21 @@ static inline void client_wake_waiters(broker_t *broker, client_t *client) {
     if (BQ_UNLIKELY(client->waiters.first || broker->group_waiters.first)) wait_wake(broker, client);
 }
 
-/* Called by the routes and by shared_reserve. Other code needs it only to have everything published so far in the queues. */
-static inline void publish_run_close(broker_t *broker) {
-    if (broker->open.run.buffer) publish_run_give(broker);
+/* Before the routes change, and before other data is appended to the shared buffer. net_run_close has closed the run before:
+ * it drains full queues, which broker/ cannot. If it has not, messages may be dropped that a drained queue would have taken. */
+static inline void publish_run_closed(broker_t *broker) {
+    core_assert(!broker->open.run.buffer);
+    if (BQ_UNLIKELY(broker->open.run.buffer != NULL)) publish_run_finish(broker);
 }
 
-/* Reserves `size` bytes at the end of the shared buffer; buffer_commit follows. Closes the open run first: its frames must be
- * consecutive. NULL: no memory. */
+/* Reserves `size` bytes at the end of the shared buffer; buffer_commit follows. NULL: no memory. */
 static inline uint8_t *shared_reserve(broker_t *broker, uint32_t size) {
-    publish_run_close(broker);
-    core_assert(!broker->open.run.buffer); /* closing the run must not have opened another one */
+    publish_run_closed(broker);
     return buffer_reserve(&broker->buffers, size);
 }
 
-/* The cached topic of that name; `last` is the previous topic of the same publisher. NULL: *error is set as by route_topic. */
+/* The cached topic of that name; `last` is the previous topic of the same publisher. NULL: *error is set as by route_topic, or PUBLISH_RUN_OPEN: the
+ * open run must be closed first, because a new topic may take the place of its topic in the cache. */
 static inline topic_t *publish_topic(broker_t *broker, topic_t *last, const uint8_t *name, uint32_t size, int *error) {
     if (BQ_LIKELY(last && topic_is(last, name, size))) return last;
     return publish_topic_find(broker, last, name, size, error);

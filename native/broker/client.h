@@ -3,7 +3,7 @@
  *      connection_t (net/connection.h)     [ client_t | transport, input, states, timers ]
  *
  * net/ puts a client_t at the start of each connection. The broker neither reads from a client nor sends to it nor closes it: it
- * appends to the queue and marks the client dirty. Requests to net/ go through client_ops_t, answers through protocol_ops_t
+ * appends to the queue, marks the client dirty, and net/ sends at known points of a turn. Requests to net/ go through client_ops_t, answers through protocol_ops_t
  * (proto/protocol.h).
  *
  * Invariant: a client that is not `live` gets no message and has no subscription and no membership, except a dead one, whose
@@ -63,6 +63,7 @@ typedef struct client {
     struct client *wait_next, *wait_previous; /* in that list */
     struct client *wal_next;
     uint64_t route_mark;
+    uint32_t drain_round; /* its queue was last drained for the operation with this number */
 } client_t;
 
 /* What the broker asks of net/. These functions do not close the client, and do not publish. */
@@ -70,7 +71,6 @@ typedef struct client_ops {
     client_t *(*find)(struct broker *broker, bq_conn_t handle); /* NULL: gone */
     void (*resume)(struct broker *broker, client_t *client); /* no pause is left: process its kept input, in this turn or next */
     void (*answered)(struct broker *broker, client_t *client); /* an answer that waited for the disk is in its queue */
-    void (*drain)(struct broker *broker, client_t *client);    /* its queue is full: send now, if the transport accepts it */
 } client_ops_t;
 
 /* Ends its subscriptions and memberships. */

@@ -253,7 +253,7 @@ bool commit_answer(broker_t *broker, client_t *client, uint64_t seq, uint64_t ls
 /* ---- dispatch ---------------------------------------------------------------------------------------------------- */
 
 /* The message expired while it waited for the commit. Consumers that are behind notice it when they read it back. */
-static NOINLINE uint32_t fan_out_expired(broker_t *broker, const topic_t *topic, const pending_commit_t *pending) {
+static NOINLINE uint32_t dispatch_expired(broker_t *broker, const topic_t *topic, const pending_commit_t *pending) {
     uint64_t count = 0;
     uint32_t stored = 0;
     for (uint32_t i = 0; i < topic->consumer_count && pending->kind == PENDING_PUBLISH; i++) {
@@ -281,29 +281,47 @@ static NOINLINE uint32_t fan_out_expired(broker_t *broker, const topic_t *topic,
     return stored;
 }
 
-/* Consumers come first, so that a connection that gets the message through a consumer does not get it again as a plain
- * subscriber. Returns how many consumers stored it. */
-static uint32_t fan_out(broker_t *broker, const pending_commit_t *pending, topic_t *topic) {
+static uint32_t offer_to_consumers(broker_t *broker, const pending_commit_t *pending, const topic_t *topic) {
     uint32_t stored = 0;
-    if (!topic) {
-        broker->stats.unrouted++; /* no memory for a route: durable consumers will read it from the WAL */
-        return pending->kind == PENDING_PUBLISH ? consumers_missed(broker, pending) : 0;
-    }
-    if (!topic->target_count && !topic->consumer_count) broker->stats.unrouted++;
-    if (BQ_UNLIKELY(pending->expiry_tick && pending->expiry_tick <= broker->now_ms / broker->config.tick_ms)) {
-        return fan_out_expired(broker, topic, pending);
-    }
+    broker->stats.work += topic->consumer_count;
     broker->flush_order = topic->consumer_count > WIDE_TARGETS;
-    if (pending->kind == PENDING_PUBLISH) {
-        broker->stats.work += topic->consumer_count;
-        for (uint32_t i = 0; i < topic->consumer_count; i++) {
-            consumer_t *consumer = topic->consumers[i];
-            if (consumer->qos && pending->lsn > consumer->born_lsn) stored += consumer_offer(broker, consumer, pending);
-        }
+    for (uint32_t i = 0; i < topic->consumer_count; i++) {
+        consumer_t *consumer = topic->consumers[i];
+        if (consumer->qos && pending->lsn > consumer->born_lsn) stored += consumer_offer(broker, consumer, pending);
     }
     broker->flush_order = FLUSH_NARROW;
-    publish_pending(broker, topic, pending);
     return stored;
+}
+
+/* Passes a publish to its subscribers. Consumers come first, so that a connection that gets the message through a consumer does
+ * not get it again as a plain subscriber. *stored: how many consumers stored it. False: as PUBLISH_FULL. */
+static bool dispatch(broker_t *broker, const pending_commit_t *pending, topic_t *topic, uint32_t *stored) {
+    if (!topic) {
+        broker->stats.unrouted++; /* no memory for a route: durable consumers will read it from the WAL */
+        *stored = pending->kind == PENDING_PUBLISH ? consumers_missed(broker, pending) : 0;
+        return true;
+    }
+    if (BQ_UNLIKELY(broker->dispatch.begun)) {
+        *stored = broker->dispatch.stored;
+    } else {
+        if (!topic->target_count && !topic->consumer_count) broker->stats.unrouted++;
+        if (BQ_UNLIKELY(pending->expiry_tick && pending->expiry_tick <= broker->now_ms / broker->config.tick_ms)) {
+            *stored = dispatch_expired(broker, topic, pending);
+            return true;
+        }
+        if (pending->kind == PENDING_PUBLISH) *stored = offer_to_consumers(broker, pending, topic);
+    }
+    if (BQ_UNLIKELY(!publish_pending(broker, topic, pending))) {
+        broker->dispatch.begun = true;
+        broker->dispatch.stored = *stored;
+        return false;
+    }
+    broker->dispatch.given = 0;
+    if (BQ_UNLIKELY(broker->dispatch.begun)) {
+        broker->dispatch.begun = false;
+        drain_end(broker);
+    }
+    return true;
 }
 
 /* Finds the topic of a pending commit with at most `units` of work. *topic NULL: not a publish, or no memory. */
@@ -342,16 +360,17 @@ static void refuse_pending(broker_t *broker, client_t *client, const pending_com
         client->protocol->answer(broker, client, pending->seq, BQ_OUTCOME_UNAVAILABLE, why ? why : "shutting down");
 }
 
-static void pending_let_go(broker_t *broker, pending_commit_t *pending, topic_t *topic, bool durable) {
+/* Removes the oldest pending commit: dispatches it, and answers it. False: as PUBLISH_FULL; nothing was removed. */
+static bool pending_finish(broker_t *broker, pending_commit_t *pending, topic_t *topic, bool durable) {
     core_assert(pending == broker->pending && broker->pending_commits > 0 && pending_bytes(pending) <= broker->pending_bytes);
     core_assert(!durable || pending->lsn <= wal_durable(broker->wal)); /* nothing leaves before it is durable */
+    uint32_t stored = 0;
+    bool dispatched = pending->kind == PENDING_FOLLOW || (durable && pending->kind == PENDING_PUBLISH);
+    if (dispatched && !dispatch(broker, pending, topic, &stored)) return false;
     broker->pending = pending->next;
     if (!broker->pending) broker->pending_tail = &broker->pending;
     broker->pending_commits--;
     broker->pending_bytes -= pending_bytes(pending);
-    uint32_t stored = 0;
-    if (pending->kind == PENDING_FOLLOW || (durable && pending->kind == PENDING_PUBLISH))
-        stored = fan_out(broker, pending, topic);
     client_t *client = pending->conn ? client_find(broker, pending->conn) : NULL;
     if (client) {
         core_assert(client->pending_commits > 0 && pending_bytes(pending) <= client->pending_bytes);
@@ -368,12 +387,14 @@ static void pending_let_go(broker_t *broker, pending_commit_t *pending, topic_t 
     }
     if (pending->delivery) dead_letter_written(broker, pending->delivery, durable);
     pending_free(broker, pending);
+    return true;
 }
 
 /* Python gets an event for each refused SUB. Without room in the event ring, the rest waits for the next turn. */
 static void refuse_all_pending(broker_t *broker) {
-    while (broker->pending && (!broker->pending->undo || event_room(broker)))
-        pending_let_go(broker, broker->pending, topic_now(broker, broker->pending), false);
+    while (broker->pending && (!broker->pending->undo || event_room(broker))) {
+        if (!pending_finish(broker, broker->pending, topic_now(broker, broker->pending), false)) return;
+    }
 }
 
 void commit_wait(broker_t *broker, client_t *client) {
@@ -396,34 +417,35 @@ static void wal_waiters_resume(broker_t *broker) {
 }
 
 void commit_end(broker_t *broker) {
+    uint32_t stored;
     for (pending_commit_t *pending = broker->pending; pending; pending = pending->next) {
         if (pending->kind != PENDING_FOLLOW) continue;
-        fan_out(broker, pending, topic_now(broker, pending));
+        while (!dispatch(broker, pending, topic_now(broker, pending), &stored)) drain_skip(broker);
         pending->kind = PENDING_GONE;
     }
 }
 
 /* Dispatches durable entries, within one turn's work. Returns the LSN up to which everything has been offered to its
  * consumers. */
-static uint64_t let_go_durable(broker_t *broker, uint64_t durable) {
+static uint64_t finish_durable(broker_t *broker, uint64_t durable) {
     uint64_t stop = work_done(broker) + WORK_COMMITS, done = broker->dispatched_lsn;
     topic_t *topic;
     while (broker->pending && broker->pending->lsn <= durable) {
-        if (work_done(broker) >= stop || !pending_topic_ready(broker, broker->pending, WORK_COMMITS, &topic)) {
-            broker->commits_left = true;
-            return broker->pending->lsn > done + 1 ? broker->pending->lsn - 1 : done;
-        }
-        if (broker->pending->lsn > done) done = broker->pending->lsn;
-        pending_let_go(broker, broker->pending, topic, true);
+        if (work_done(broker) >= stop || !pending_topic_ready(broker, broker->pending, WORK_COMMITS, &topic)) break;
+        uint64_t lsn = broker->pending->lsn;
+        if (!pending_finish(broker, broker->pending, topic, true)) break;
+        if (lsn > done) done = lsn;
     }
-    return durable;
+    if (!broker->pending || broker->pending->lsn > durable) return durable;
+    broker->commits_left = true;
+    return broker->pending->lsn > done + 1 ? broker->pending->lsn - 1 : done;
 }
 
 void commit_turn(broker_t *broker) {
     if (!broker->wal) return;
     if (BQ_UNLIKELY(!broker->timeline.begun)) timeline_begin(broker);
     broker->commits_left = false;
-    uint64_t durable = let_go_durable(broker, wal_durable(broker->wal));
+    uint64_t durable = finish_durable(broker, wal_durable(broker->wal));
     if (wal_state(broker->wal) == WAL_E_FAILED && !broker->commits_left) refuse_all_pending(broker);
     bool found = broker->dispatched_lsn < broker->found_lsn && durable >= broker->found_lsn;
     broker->dispatched_lsn = durable;
@@ -577,7 +599,8 @@ static void checkpoint_last(broker_t *broker) {
 
 void commit_close(broker_t *broker) {
     if (!broker->wal) return;
-    while (broker->pending) pending_let_go(broker, broker->pending, topic_now(broker, broker->pending), false);
+    while (broker->pending)
+        if (!pending_finish(broker, broker->pending, topic_now(broker, broker->pending), false)) drain_skip(broker);
     checkpoint_last(broker);
     wal_note(broker->wal, broker->next_message_id, false);
     wal_close(broker->wal);

@@ -40,6 +40,13 @@ typedef struct pending_commit {
     struct delivery *delivery; /* of a dead letter: the original delivery */
 } pending_commit_t;
 
+/* The dispatch of a publish that stopped at a full queue. */
+typedef struct pending_dispatch {
+    bool begun;      /* the consumers have it */
+    uint32_t stored; /* so many of them stored it */
+    uint32_t given;  /* so many QoS 0 targets have it, and then queue groups */
+} pending_dispatch_t;
+
 static inline const uint8_t *pending_bytes_at(const pending_commit_t *pending) {
     return pending->hold.buffer->bytes + pending->hold.offset;
 }
@@ -92,7 +99,8 @@ void commit_answer_drop(struct broker *broker, pending_commit_t *pending);
 bool commit_answer(struct broker *broker, struct client *client, uint64_t seq, uint64_t lsn, enum pending_kind kind,
                    const uint8_t *text, uint32_t size);
 
-void commit_turn(struct broker *broker);  /* start of a turn: dispatches and answers durable entries */
+/* Start of a turn: dispatches and answers durable entries. broker->full is set: drain that queue and call it again. */
+void commit_turn(struct broker *broker);
 void commit_end(struct broker *broker);   /* stop deadline reached: QoS 0 publishes no longer wait for the disk */
 void commit_begin(struct broker *broker); /* end of a turn: appends acks; commits the batch when due */
 int commit_open(struct broker *broker, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report);

@@ -417,7 +417,7 @@ static void own_end(broker_t *broker, client_t *client, const consumer_request_t
 static void raise_qos(broker_t *broker, const attempt_t *attempt, uint8_t qos) {
     if (qos > attempt->member->qos) attempt->member->qos = qos;
     if (qos <= attempt->consumer->qos) return;
-    publish_run_close(broker);
+    publish_run_closed(broker);
     attempt->consumer->qos = qos;
     attempt->consumer->floor_lsn = broker->dispatched_lsn;
 }

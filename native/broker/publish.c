@@ -3,8 +3,9 @@
  * Frames are encoded once into the open buffer and collected in a run. A run is appended to each queue as one entry. So the work
  * per subscriber is done per run, not per message.
  *
- * Invariant: the open run has one topic, whose targets do not change while the run is open. The routes close it before a change,
- * and shared_reserve closes it before other data is appended.
+ * Invariants: the open run has one topic, whose targets do not change while the run is open: net/ closes it before the routes
+ * change and before other data is appended. No function of broker/ sends: where a full queue must be drained, it sets
+ * broker->full and returns, and net/ sends (net_drain) and calls it again.
  */
 #include "broker/budget.h"
 #include "broker/broker.h"
@@ -19,6 +20,10 @@ topic_t *publish_topic_find(broker_t *broker, topic_t *last, const uint8_t *name
     }
     topic = broker->open.run.buffer ? broker->open.topic : NULL;
     if (!topic || topic == last || !topic_is(topic, name, size)) {
+        if (broker->open.run.buffer) {
+            *error = PUBLISH_RUN_OPEN;
+            return NULL;
+        }
         topic = route_topic(broker->routes, name, size, broker->config.max_topic_levels, error);
     }
     if (topic && last) last->follower = topic;
@@ -34,10 +39,16 @@ static void push_squeezed(broker_t *broker, client_t *target, const queue_run_t 
     queue_push_dropping(&target->queue, &squeezed, run, broker->config.overflow_policy);
 }
 
-/* Before messages are dropped, a full queue is flushed if its socket may accept data. So messages are lost only if the client is
- * slow, not because many publishers were read in one turn. */
+/* A full queue is drained before messages are dropped or a publisher waits, if its transport may accept data. So messages are
+ * lost only if the client is slow, not because many publishers were read in one turn. net/ drains it, and the operation is called
+ * again. Each client is drained once for an operation at most. */
+static bool must_drain(broker_t *broker, client_t *target) {
+    if (target->blocked || target->drain_round == broker->drain_round) return false;
+    broker->full = target;
+    return true;
+}
+
 static NOINLINE void push_to_slow(broker_t *broker, client_t *target, const queue_run_t *run, enum flush_order order) {
-    if (!target->blocked) client_drain(broker, target);
     broker->stats.work += 1 + run->count / WORK_DROPS;
     if (broker->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK)
         queue_push(&target->queue, &broker->queues, run);
@@ -48,14 +59,16 @@ static NOINLINE void push_to_slow(broker_t *broker, client_t *target, const queu
     client_mark_dirty(broker, target, order);
 }
 
-/* Appends a run to one subscriber's queue. */
-static inline void push_to(broker_t *broker, client_t *target, const queue_run_t *run, enum flush_order order) {
+/* Appends a run to one subscriber's queue. False: not yet, its queue must be drained. */
+static inline bool push_to(broker_t *broker, client_t *target, const queue_run_t *run, enum flush_order order) {
     if (BQ_UNLIKELY(target->blocked || !queue_fits(&target->queue, &broker->queues, run->count, run->size))) {
+        if (must_drain(broker, target)) return false;
         push_to_slow(broker, target, run, order);
-        return;
+        return true;
     }
     queue_push(&target->queue, &broker->queues, run);
     client_mark_dirty(broker, target, order);
+    return true;
 }
 
 static bool has_room(const broker_t *broker, const client_t *target, uint32_t messages, uint64_t bytes) {
@@ -63,8 +76,10 @@ static bool has_room(const broker_t *broker, const client_t *target, uint32_t me
     return queue_fits(&target->queue, &broker->queues, messages, bytes);
 }
 
-/* The group's next live member with room, otherwise its next live member, otherwise NULL. */
+/* The group's next live member with room, otherwise its next live member, otherwise NULL. broker->full is set if a member must be
+ * drained first; the group's turn is then unchanged. */
 static client_t *group_member(broker_t *broker, consumer_t *consumer, uint32_t messages, uint64_t bytes, bool *room) {
+    member_t *turn = consumer->turn;
     client_t *first = NULL;
     *room = true;
     for (uint32_t i = 0; i < consumer->member_count; i++) {
@@ -72,48 +87,64 @@ static client_t *group_member(broker_t *broker, consumer_t *consumer, uint32_t m
         broker->stats.work++;
         if (!target) return NULL;
         if (BQ_LIKELY(has_room(broker, target, messages, bytes))) return target;
-        if (!target->blocked) client_drain(broker, target);
-        if (has_room(broker, target, messages, bytes)) return target;
+        if (must_drain(broker, target)) {
+            consumer->turn = turn;
+            return NULL;
+        }
         if (!first) first = target;
     }
     *room = !first;
     return first;
 }
 
-/* Each queue group appends the run to one live member. With `all`, QoS 1 groups get it too. */
-static void push_to_groups(broker_t *broker, const topic_t *topic, const queue_run_t *run, bool all) {
+/* The queue group at `index` among the topic's consumers appends the run to one live member. With `all`, a QoS 1 group gets it
+ * too. False: a member must be drained first. */
+static bool push_to_group(broker_t *broker, const topic_t *topic, uint32_t index, const queue_run_t *run, bool all) {
     bool room;
-    for (uint32_t i = 0; i < topic->consumer_count; i++) {
-        consumer_t *consumer = topic->consumers[i];
-        if (!consumer->grouped || !(all || !consumer->qos)) continue;
-        client_t *target = group_member(broker, consumer, run->count, run->size, &room);
-        if (target) push_to(broker, target, run, FLUSH_NARROW);
-    }
+    consumer_t *consumer = topic->consumers[index];
+    if (!consumer->grouped || !(all || !consumer->qos)) return true;
+    client_t *target = group_member(broker, consumer, run->count, run->size, &room);
+    if (target) return push_to(broker, target, run, FLUSH_NARROW);
+    return !broker->full;
 }
 
-static NOINLINE void give_wide(broker_t *broker, const topic_t *topic, const queue_run_t *run) {
-    broker->stats.work += (uint64_t)topic->target_count * WORK_WIDE;
-    for (uint32_t i = 0; i < topic->target_count; i++) {
-        client_t *target = topic->targets[i];
-        if (BQ_LIKELY(target->live)) push_to(broker, target, run, FLUSH_WIDE);
+static NOINLINE bool give_wide(broker_t *broker, const topic_t *topic, const queue_run_t *run) {
+    uint32_t *given = &broker->open.given;
+    for (; *given < topic->target_count; ++*given) {
+        client_t *target = topic->targets[*given];
+        if (BQ_LIKELY(target->live) && !push_to(broker, target, run, FLUSH_WIDE)) return false;
     }
+    broker->stats.work += (uint64_t)topic->target_count * (WORK_WIDE - 1);
+    return true;
 }
 
-void publish_run_give(broker_t *broker) {
-    queue_run_t run = broker->open.run;
-    topic_t *topic = broker->open.topic;
-    broker->open.run.buffer = NULL;
-    broker->open.topic = NULL;
+static NOINLINE bool give_to_groups(broker_t *broker, const topic_t *topic, const queue_run_t *run) {
+    uint32_t *given = &broker->open.given; /* it goes on counting behind the targets */
+    if (*given < topic->target_count) *given = topic->target_count;
+    for (; *given < topic->target_count + topic->consumer_count; ++*given)
+        if (!push_to_group(broker, topic, *given - topic->target_count, run, true)) return false;
+    return true;
+}
+
+bool publish_run_give(broker_t *broker) {
+    const queue_run_t *run = &broker->open.run;
+    const topic_t *topic = broker->open.topic;
     if (BQ_UNLIKELY(topic->target_count > WIDE_TARGETS)) {
-        give_wide(broker, topic, &run);
+        if (!give_wide(broker, topic, run)) return false;
     } else {
-        broker->stats.work += topic->target_count;
-        for (uint32_t i = 0; i < topic->target_count; i++) {
+        for (uint32_t i = broker->open.given; i < topic->target_count; i++) {
             client_t *target = topic->targets[i];
-            if (BQ_LIKELY(target->live)) push_to(broker, target, &run, FLUSH_NARROW);
+            if (BQ_LIKELY(target->live) && BQ_UNLIKELY(!push_to(broker, target, run, FLUSH_NARROW))) {
+                broker->open.given = i;
+                return false;
+            }
         }
     }
-    if (BQ_UNLIKELY(topic->grouped)) push_to_groups(broker, topic, &run, true);
+    if (BQ_UNLIKELY(topic->grouped) && !give_to_groups(broker, topic, run)) return false;
+    broker->stats.work += topic->target_count;
+    broker->open.run.buffer = NULL;
+    broker->open.topic = NULL;
+    return true;
 }
 
 uint64_t publish_ttl_ms(const broker_t *broker, uint64_t ttl_ms) {
@@ -125,10 +156,14 @@ uint64_t publish_expiry_tick(const broker_t *broker, uint64_t from_ms, uint64_t 
     return BQ_LIKELY(!ttl_ms) ? 0 : (from_ms + ttl_ms + broker->config.tick_ms - 1) / broker->config.tick_ms;
 }
 
+void publish_run_finish(broker_t *broker) {
+    while (!publish_run_give(broker)) drain_skip(broker);
+}
+
 /* Block policy: whether all members of one of the topic's groups are full. Does not advance the member in turn. */
 static bool group_full(broker_t *broker, const topic_t *topic, uint32_t size) {
     bool room = true;
-    for (uint32_t i = 0; i < topic->consumer_count && room; i++) {
+    for (uint32_t i = 0; i < topic->consumer_count && room && !broker->full; i++) {
         consumer_t *consumer = topic->consumers[i];
         member_t *turn = consumer->turn;
         if (consumer->grouped) group_member(broker, consumer, 1, size, &room);
@@ -137,27 +172,33 @@ static bool group_full(broker_t *broker, const topic_t *topic, uint32_t size) {
     return !room;
 }
 
-/* Block policy: the room in the fullest target, or the waiters of a target that has no room for a frame of `size` bytes. */
-static wait_list_t *room_for_run(broker_t *broker, const topic_t *topic, uint32_t size, uint32_t *count_max, uint32_t *size_max) {
+/* Block policy: the room in the fullest target. BLOCKED: *blocker is the list of a target that has no room for a frame of `size`
+ * bytes. FULL: a target must be drained first. */
+static enum publish_outcome room_for_run(broker_t *broker, const topic_t *topic, uint32_t size, uint32_t *count_max,
+                                         uint32_t *size_max, wait_list_t **blocker) {
     const queue_env_t *env = &broker->queues;
     for (uint32_t i = 0; i < topic->target_count; i++) {
         client_t *target = topic->targets[i];
         if (!target->live) continue;
         const queue_t *queue = &target->queue;
-        if (!queue_fits(queue, env, 1, size) && !target->blocked) client_drain(broker, target);
-        if (!has_room(broker, target, 1, size)) return &target->waiters;
+        if (!queue_fits(queue, env, 1, size) && must_drain(broker, target)) return PUBLISH_FULL;
+        *blocker = &target->waiters;
+        if (!has_room(broker, target, 1, size)) return PUBLISH_BLOCKED;
         uint32_t messages = env->messages_max - queue->messages;
         uint64_t bytes = queue->bytes < env->bytes_max ? env->bytes_max - queue->bytes : 0;
         if (messages < *count_max) *count_max = messages;
         if (bytes < *size_max) *size_max = (uint32_t)bytes;
     }
-    if (topic->grouped && group_full(broker, topic, size)) return &broker->group_waiters;
+    *blocker = &broker->group_waiters;
+    bool full = topic->grouped && group_full(broker, topic, size);
+    if (broker->full) return PUBLISH_FULL;
+    if (full) return PUBLISH_BLOCKED;
     if (*size_max < size) *size_max = size; /* a frame above the limit is sent alone through an empty queue, see queue_fits */
-    return NULL;
+    return PUBLISH_DONE;
 }
 
-/* True: open. False: *blocker is the list to wait in. */
-static bool run_open(broker_t *broker, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
+/* BLOCKED: *blocker is the list to wait in. FULL: as in publish. */
+static enum publish_outcome run_open(broker_t *broker, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
     /* A run fits an empty queue, so that a subscriber that keeps up loses nothing, for any limits and batch size. */
     const bq_config_t *config = &broker->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
@@ -165,14 +206,14 @@ static bool run_open(broker_t *broker, topic_t *topic, uint64_t tick, uint32_t s
     uint32_t size_max =
         config->max_batch_bytes < config->subscriber_bytes ? config->max_batch_bytes : (uint32_t)config->subscriber_bytes;
     if (broker->config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK) {
-        *blocker = room_for_run(broker, topic, size, &count_max, &size_max);
-        if (*blocker) return false;
+        enum publish_outcome room = room_for_run(broker, topic, size, &count_max, &size_max, blocker);
+        if (room != PUBLISH_DONE) return room;
     }
     if (topic->grouped) count_max = 1; /* members get messages in turn, one by one */
     buffer_t *buffer = broker->buffers.open;
     broker->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
     broker->open.run = (queue_run_t){.buffer = buffer, .offset = buffer->used, .tick = tick};
-    return true;
+    return PUBLISH_DONE;
 }
 
 /* Whether a frame of `size` bytes can be added to the open run. */
@@ -184,8 +225,9 @@ static inline bool run_takes(const publish_run_t *open, const topic_t *topic, ui
 /* Opens a new run for a frame that does not fit the open one. NOINLINE keeps the fast path short. */
 static NOINLINE enum publish_outcome run_change(broker_t *broker, topic_t *topic, uint64_t tick, uint32_t size,
                                                 wait_list_t **blocker) {
-    if (!shared_reserve(broker, size)) return PUBLISH_NO_MEMORY;
-    return run_open(broker, topic, tick, size, blocker) ? PUBLISH_DONE : PUBLISH_BLOCKED;
+    if (broker->open.run.buffer && !publish_run_give(broker)) return PUBLISH_FULL;
+    if (!buffer_reserve(&broker->buffers, size)) return PUBLISH_NO_MEMORY;
+    return run_open(broker, topic, tick, size, blocker);
 }
 
 static inline void frame_append(broker_t *broker, const topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms) {
@@ -204,6 +246,7 @@ enum publish_outcome publish(broker_t *broker, topic_t *topic, const uint8_t *pa
     ttl_ms = publish_ttl_ms(broker, ttl_ms);
     uint64_t tick = publish_expiry_tick(broker, broker->now_ms, ttl_ms);
     if (BQ_UNLIKELY(!route_is_current(broker->routes, topic))) {
+        if (broker->open.run.buffer && !publish_run_give(broker)) return PUBLISH_FULL;
         enum route_outcome outcome = route_resolve(broker->routes, topic, share_units(broker));
         if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
     }
@@ -225,10 +268,11 @@ enum publish_outcome publish(broker_t *broker, topic_t *topic, const uint8_t *pa
 /* ---- after the commit -------------------------------------------------------------------------------------------- */
 
 /* The topic's targets must be current. */
-bool publish_full(broker_t *broker, const topic_t *topic, uint32_t size) {
+enum publish_outcome publish_room(broker_t *broker, const topic_t *topic, uint32_t size) {
+    wait_list_t *blocker;
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
     broker->stats.work += topic->target_count;
-    return room_for_run(broker, topic, topic->header_size + size, &count_max, &size_max) != NULL;
+    return room_for_run(broker, topic, topic->header_size + size, &count_max, &size_max, &blocker);
 }
 
 /* The first target from `i` on that has not received this message through a QoS 1 consumer. */
@@ -241,9 +285,13 @@ static uint32_t next_unserved(const topic_t *topic, const pending_commit_t *pend
     return i;
 }
 
+static uint32_t pending_size(const topic_t *topic, const pending_commit_t *pending) {
+    return pending->properties_size ? pending->hold.size : topic->header_size + pending->payload_size;
+}
+
 /* Encodes the message again for QoS 0 subscribers. False: no memory. */
 static bool pending_encode(broker_t *broker, const topic_t *topic, const pending_commit_t *pending, queue_run_t *run) {
-    uint32_t size = pending->properties_size ? pending->hold.size : topic->header_size + pending->payload_size;
+    uint32_t size = pending_size(topic, pending);
     uint8_t *out = shared_reserve(broker, size);
     if (!out) return false;
     if (pending->properties_size) {
@@ -264,15 +312,24 @@ static bool pending_encode(broker_t *broker, const topic_t *topic, const pending
 }
 
 /* Sends one committed message to the QoS 0 subscribers. The WAL gives the order, so it is appended at once, as a run of its own.
- * Under the block policy the publisher has waited for room before. Usually all subscribers have the message through their
+ * Under the block policy the publisher has waited for room before. After false, the next call continues behind the targets that
+ * have the message; it encodes the message again, for the others. Usually all subscribers have the message through their
  * consumers, and nothing is encoded. */
-void publish_pending(broker_t *broker, topic_t *topic, const pending_commit_t *pending) {
+bool publish_pending(broker_t *broker, topic_t *topic, const pending_commit_t *pending) {
     queue_run_t run;
+    uint32_t *given = &broker->dispatch.given, i = next_unserved(topic, pending, *given);
     broker->stats.work += topic->target_count;
-    uint32_t i = next_unserved(topic, pending, 0);
-    if (i == topic->target_count && !topic->grouped) return;
-    if (!pending_encode(broker, topic, pending, &run)) return; /* out of memory: QoS 0 subscribers may lose the message */
+    if (i >= topic->target_count && !topic->grouped) return true;
+    if (!pending_encode(broker, topic, pending, &run)) return true; /* out of memory: QoS 0 subscribers may lose the message */
     const enum flush_order order = topic->target_count > WIDE_TARGETS;
-    for (; i < topic->target_count; i = next_unserved(topic, pending, i + 1)) push_to(broker, topic->targets[i], &run, order);
-    if (topic->grouped) push_to_groups(broker, topic, &run, pending->kind == PENDING_FOLLOW);
+    for (; i < topic->target_count; i = next_unserved(topic, pending, i + 1)) {
+        *given = i;
+        if (!push_to(broker, topic->targets[i], &run, order)) return false;
+    }
+    for (i = *given > topic->target_count ? *given : topic->target_count;
+         topic->grouped && i < topic->target_count + topic->consumer_count; i++) {
+        *given = i;
+        if (!push_to_group(broker, topic, i - topic->target_count, &run, pending->kind == PENDING_FOLLOW)) return false;
+    }
+    return true;
 }

@@ -65,9 +65,6 @@ static void client_input(broker_t *broker, client_t *client) { share_line_up(net
 
 static void client_has_answer(broker_t *broker, client_t *client) { connection_answered(net_of(broker), connection_of(client)); }
 
-static void client_send(broker_t *broker, client_t *client) { connection_send(net_of(broker), connection_of(client)); }
-
-const client_ops_t connection_ops = {
-    .find = client_by_handle, .resume = client_input, .answered = client_has_answer, .drain = client_send};
+const client_ops_t connection_ops = {.find = client_by_handle, .resume = client_input, .answered = client_has_answer};
 
 void connection_update_interest(net_t *net, connection_t *connection) { connection->transport->interest(net, connection); }

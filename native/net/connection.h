@@ -115,9 +115,8 @@ void connection_continue(struct net *net, connection_t *connection);            
 
 /* Output. */
 /* Send at most one batch. connection_flush may close the connection, so it is called only at known points of a turn.
- * connection_send leaves that to the next connection_flush and may be called while a run is being dispatched. */
+ * Between two of these points only net_drain sends. It leaves closing to the next connection_flush. */
 void connection_flush(struct net *net, connection_t *connection);
-void connection_send(struct net *net, connection_t *connection);
 /* Append a control frame to the queue. output_reserve: space for `size` bytes; NULL: the connection accepts no answers (any
  * more), or no memory. output_push: `size` bytes were written there. */
 uint8_t *output_reserve(struct net *net, connection_t *connection, uint32_t size);

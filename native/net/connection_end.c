@@ -51,6 +51,7 @@ static void end_within(net_t *net, connection_t *connection, uint64_t after_ms) 
 /* QoS 1 deliveries of which no byte has been sent go to other members or are redelivered, because this client cannot acknowledge
  * them. QoS 0 messages stay in the queue, in order with the answers. */
 static void leave(net_t *net, connection_t *connection) {
+    net_run_close(net);
     client_release_waiters(&net->broker, &connection->client);
     client_leave(&net->broker, &connection->client);
     queue_drop_kept(&connection->client.queue, &net->broker.queues, connection_begun(connection));
@@ -70,7 +71,7 @@ void connection_finish(net_t *net, connection_t *connection, uint8_t code, const
 }
 
 void connection_input_ended(net_t *net, connection_t *connection, uint8_t code) {
-    publish_run_close(&net->broker); /* the open run may hold messages for this client */
+    net_run_close(net); /* the open run may hold messages for this client */
     if (connection->state != CONNECTION_OPEN) return;
     if (connection->hello && connection->client.pending_commits) {
         connection->close_code = code;
@@ -139,7 +140,7 @@ void connection_error(net_t *net, connection_t *connection) {
 
 void connection_discard(net_t *net, connection_t *connection) {
     if (connection->state != CONNECTION_OPEN) return;
-    publish_run_close(&net->broker); /* the open run may hold messages for the queue that is emptied here */
+    net_run_close(net); /* the open run may hold messages for the queue that is emptied here */
     client_leave(&net->broker, &connection->client);
     net->broker.stats.dropped_disconnect +=
         queue_discard(&connection->client.queue, &net->broker.queues, connection_begun(connection));

@@ -46,7 +46,9 @@ static void keep_rest(net_t *net, connection_t *connection, const uint8_t *bytes
 }
 
 void input_process(net_t *net, connection_t *connection, const uint8_t *bytes, uint32_t size) {
+    if (CORE_CHECKED) net->parsing = true;
     uint32_t used = connection->client.protocol->parse(&net->broker, &connection->client, bytes, size);
+    if (CORE_CHECKED) net->parsing = false;
     if (connection->transport->parsed) connection->transport->parsed(net, connection, used);
     keep_rest(net, connection, bytes + used, size - used);
 }

@@ -1,7 +1,6 @@
-/* net/net.c: the life of the state of net/, and what happens once a turn: flush, retry, end. See net/net.h.
+/* net/net.c: the life of the state of net/, and its steps of a turn: flush, retry, end. See net/net.h.
  *
- * Invariant: every queue that can be sent from is empty or on a flush list. A flush is one of the known points of a turn at
- * which connections may close.
+ * Invariant: every queue that can be sent from is empty or on a flush list.
  */
 #include "net/net.h"
 #include "net/secure.h"
@@ -12,6 +11,13 @@
 #include <stdlib.h>
 
 /* ---- flush --------------------------------------------------------------------------------------------------------- */
+
+NOINLINE void net_run_give(net_t *net) {
+    if (BQ_LIKELY(publish_run_give(&net->broker))) return;
+    do net_drain(net);
+    while (!publish_run_give(&net->broker));
+    drain_end(&net->broker);
+}
 
 /* The next turn handles the rest, and connections that exceeded one batch and marked themselves again. */
 static inline void flush_list(net_t *net, enum flush_order order, uint32_t count_max, uint64_t bytes_max) {
@@ -38,7 +44,7 @@ static NOINLINE void flush_wide(net_t *net) {
 /* Sending to a thousand subscribers of one topic takes milliseconds. The narrow list is flushed first, so messages with few
  * subscribers do not wait for that. */
 void net_flush(net_t *net) {
-    publish_run_close(&net->broker);
+    net_run_close(net);
     net->turn_bytes = 0;
     net->flush_due_ms = 0;
     flush_list(net, FLUSH_NARROW, net->broker.config.flush_subscribers, UINT64_MAX);
@@ -49,7 +55,7 @@ void net_flush(net_t *net) {
 /* With a flush interval, deliveries are collected until the oldest has waited long enough or a batch is full. */
 void net_flush_when_due(net_t *net) {
     const broker_t *broker = &net->broker;
-    publish_run_close(&net->broker);
+    net_run_close(net);
     if (!net_has_output(net)) return;
     if (broker->config.flush_interval_ms && !broker->stopping && net->turn_bytes < broker->config.max_batch_bytes) {
         if (!net->flush_due_ms) net->flush_due_ms = broker->now_ms + broker->config.flush_interval_ms;

@@ -62,6 +62,7 @@ typedef struct net {
     keepalive_t keepalive;
     uint32_t read_bytes; /* read limit of one connection in this turn */
     uint8_t *read_buffer, *send_buffer;
+    bool parsing;   /* in check builds: a protocol takes input, so no connection may be flushed */
     bool in_thread; /* of the I/O thread: it is not a stepped core */
 } net_t;
 
@@ -77,9 +78,13 @@ void net_reap(net_t *net, uint64_t work);                                       
 void net_each_open(net_t *net, void (*visit)(net_t *net, connection_t *connection));
 bool net_all_sent(net_t *net); /* no connection has output in its queue */
 
-/* net/output.c */
+void net_run_give(net_t *net);       /* publish_run_give, and drains full queues */
 void net_flush(net_t *net);          /* sends to all clients that have data to send */
 void net_flush_when_due(net_t *net); /* at the end of a turn */
+
+/* net/output.c */
+/* Sends from the full queue that stopped an operation of broker/, which is then called again. drain_end follows. */
+void net_drain(net_t *net);
 
 static inline net_t *net_of(broker_t *broker) { return (net_t *)(void *)broker; }
 static inline connection_t *connection_of(client_t *client) { return (connection_t *)(void *)client; }
@@ -90,6 +95,11 @@ static inline connection_t *connection_slot(net_t *net, uint32_t slot) {
 
 static inline bool net_has_output(const net_t *net) {
     return net->broker.dirty[FLUSH_NARROW].count | net->broker.dirty[FLUSH_WIDE].count;
+}
+
+/* Appends the open run to the queues. Called before other data is appended to the shared buffer, and before routes change. */
+static inline void net_run_close(net_t *net) {
+    if (net->broker.open.run.buffer) net_run_give(net);
 }
 
 /* A connection that is not heavy is served between share_begin and share_done, for one share of a turn at most. */

@@ -54,7 +54,7 @@ static NOINLINE void replies_grow(net_t *net, connection_t *connection) {
                          "the client does not read its replies, and limits.memory_bytes is reached");
 }
 
-void connection_send(net_t *net, connection_t *connection) {
+static void send_batch(net_t *net, connection_t *connection) {
     if (BQ_UNLIKELY(connection->send_error)) return;
     if (net->broker.config.lazy_expiry) {
         queue_expire_head(&connection->client.queue, &net->broker.queues, net->broker.now_ms / net->broker.config.tick_ms);
@@ -64,9 +64,17 @@ void connection_send(net_t *net, connection_t *connection) {
     connection->transport->flush(net, connection);
 }
 
+void net_drain(net_t *net) {
+    client_t *client = net->broker.full;
+    net->broker.full = NULL;
+    client->drain_round = net->broker.drain_round;
+    send_batch(net, connection_of(client));
+}
+
 void connection_flush(net_t *net, connection_t *connection) {
+    core_assert(!net->parsing && !net->broker.full && !net->broker.dispatch.begun);
     if (connection->state < CONNECTION_OPEN || connection->state > CONNECTION_CLOSING) return;
-    connection_send(net, connection);
+    send_batch(net, connection);
     if (BQ_UNLIKELY(connection->send_error)) {
         connection_broken(net, connection, connection->send_error);
         return;
@@ -92,7 +100,8 @@ void output_push(net_t *net, connection_t *connection, uint32_t size) {
 
 uint8_t *output_reserve(net_t *net, connection_t *connection, uint32_t size) {
     if (!connection_takes_answers(connection)) return NULL;
-    uint8_t *out = shared_reserve(&net->broker, size);
+    net_run_close(net);
+    uint8_t *out = buffer_reserve(&net->broker.buffers, size);
     if (!out) connection_close(net, connection, BQ_CLOSE_MEMORY, "no memory for a reply");
     return out;
 }

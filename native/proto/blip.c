@@ -135,17 +135,26 @@ static message_t message_of(const bq_view_t *view) {
                        .ttl_ms = view->ttl_ms};
 }
 
+/* Block policy: whether all subscribers have room, some of them after their queues were drained. */
+static NOINLINE bool all_have_room(net_t *net, const topic_t *topic, uint32_t payload_size) {
+    enum publish_outcome outcome;
+    while ((outcome = publish_room(&net->broker, topic, payload_size)) == PUBLISH_FULL) net_drain(net);
+    drain_end(&net->broker);
+    return outcome == PUBLISH_DONE;
+}
+
 /* QoS 1: write the publish to the WAL. commit.c sends the Reply when it is on disk. A publish of a legacy client is stored
  * the same way, without an answer. The cost of its later dispatch counts for its publisher's share now; counted later, it
  * would delay all other commits. */
 static enum frame_outcome publish_durably(net_t *net, connection_t *connection, topic_t *topic, const bq_view_t *view) {
     const char *why;
+    net_run_close(net);
     if (route_ready(net->broker.routes, topic, share_units(&net->broker)) == ROUTE_LATER) {
         connection->client.pause |= PAUSE_SHARE;
         return FRAME_KEPT;
     }
     net->broker.stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->consumer_count * WORK_DELIVERY;
-    if (net->broker.config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && publish_full(&net->broker, topic, view->payload_size))
+    if (net->broker.config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && !all_have_room(net, topic, view->payload_size))
         return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
                       "a subscriber's queue is full and the policy is block: try again later");
     const message_t message = message_of(view);
@@ -156,8 +165,21 @@ static enum frame_outcome publish_durably(net_t *net, connection_t *connection, 
     }
 }
 
-static NOINLINE enum frame_outcome not_published(net_t *net, connection_t *connection, const bq_view_t *view,
-                                                 enum publish_outcome outcome, wait_list_t *blocker) {
+/* Full queues that take output are drained first, so that nothing is dropped and nobody waits without need. */
+static enum publish_outcome publish_draining(net_t *net, topic_t *topic, const bq_view_t *view, wait_list_t **blocker) {
+    enum publish_outcome outcome;
+    do {
+        net_drain(net);
+        outcome = publish(&net->broker, topic, view->payload, view->payload_size, view->ttl_ms, blocker);
+    } while (outcome == PUBLISH_FULL);
+    drain_end(&net->broker);
+    return outcome;
+}
+
+static NOINLINE enum frame_outcome publish_otherwise(net_t *net, connection_t *connection, topic_t *topic, const bq_view_t *view,
+                                                     enum publish_outcome outcome, wait_list_t *blocker) {
+    if (outcome == PUBLISH_FULL) outcome = publish_draining(net, topic, view, &blocker);
+    if (outcome == PUBLISH_DONE) return FRAME_PUBLISHED;
     if (outcome == PUBLISH_NO_MEMORY)
         return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
     if (outcome == PUBLISH_LATER)
@@ -170,6 +192,10 @@ static NOINLINE enum frame_outcome not_published(net_t *net, connection_t *conne
 static enum frame_outcome request_publish(net_t *net, connection_t *connection, const bq_view_t *view) {
     int error = 0;
     topic_t *topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
+    if (BQ_UNLIKELY(!topic && error == PUBLISH_RUN_OPEN)) {
+        net_run_close(net);
+        topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
+    }
     if (BQ_UNLIKELY(!topic)) {
         if (error == BQ_E_MEMORY)
             return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
@@ -187,12 +213,14 @@ static enum frame_outcome request_publish(net_t *net, connection_t *connection, 
             return FRAME_KEPT;
         }
         const message_t message = message_of(view);
+        net_run_close(net);
         if (commit_follow(&net->broker, &connection->client, &message)) return FRAME_TAKEN;
         return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
     }
     wait_list_t *blocker = NULL;
     enum publish_outcome outcome = publish(&net->broker, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
-    return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED : not_published(net, connection, view, outcome, blocker);
+    return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED
+                                              : publish_otherwise(net, connection, topic, view, outcome, blocker);
 }
 
 /* Pass a request to Python and stop this connection's input until the answer. */
