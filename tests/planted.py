@@ -321,6 +321,41 @@ BUGS: dict[str, Bug] = {
             "uint64_t silent_ms = (net->broker.now_ms - connection->heard_ms) % most_ms;",
         ),
     ),
+    # ---- TLS in the core
+    "input_behind_the_handshake_lost": bug(
+        "transport_secure.c",
+        (
+            "    take(net, connection, (ciphertext_t){step->in + step->in_used, step->in_size - step->in_used});\n",
+            "    (void)step;\n",
+        ),
+    ),
+    "handshakes_without_a_limit": bug(
+        "admission.c",
+        (
+            "if (!net->broker.config.require_hello && !transport->shakes) return true;",
+            "if (!net->broker.config.require_hello) return true;",
+        ),
+    ),
+    "certificate_without_room_forgotten": bug(
+        "transport_secure.c",
+        ("secure->untold = !told && facts.has_certificate;", "secure->untold = false;"),
+    ),
+    "input_while_ciphertext_waits": bug(
+        "transport_secure.c",
+        (
+            "connection->state == CONNECTION_OPEN && !connection->client.pause && !connection->input_ended &&\n"
+            "                     unsent_bytes(connection) < UNSENT_BYTES_MAX;",
+            "connection->state == CONNECTION_OPEN && !connection->client.pause && !connection->input_ended;",
+        ),
+        ("connection->away || unsent_bytes(connection) >= UNSENT_BYTES_MAX", "connection->away"),
+    ),
+    "more_encrypted_while_ciphertext_waits": bug(
+        "transport_secure.c",
+        (
+            "else if (secure_is_open(connection) && !secure->unsent_size && !connection->send_error) {",
+            "else if (secure_is_open(connection) && !connection->send_error) {",
+        ),
+    ),
 }
 
 

@@ -52,6 +52,11 @@ BY_TESTS = {
     "blocked_group_outside_the_budget": "test_core_memory.py::test_unread_group_queues_stay_within_the_budget",
     "marked_copies_outside_the_budget": "test_core_deliveries.py::test_a_redelivery_to_many_is_marked_in_one_shared",
     "output_through_python_outside_the_budget": "test_core_memory.py::test_unread_replies_are_bounded_in_memory",
+    "input_behind_the_handshake_lost": "test_core_secure.py::test_frames_directly_behind_the_last_handshake",
+    "handshakes_without_a_limit": "test_core_secure.py::test_at_max_pending_the_slowest_handshake_is_displaced",
+    "certificate_without_room_forgotten": "test_core_secure.py::test_no_request_is_parsed_while_the_certificate",
+    "input_while_ciphertext_waits": "test_core_secure.py::test_input_stops_while_answers_of_tls_itself_wait",
+    "more_encrypted_while_ciphertext_waits": "test_core_secure.py::test_little_more_is_encrypted_than_a_slow_reader",
     "silent_client_keeps_its_place": "test_core_keepalive.py::test_a_client_that_misses_its_keep_alive_is_closed_and",
 }
 SHARE = [

@@ -9,7 +9,6 @@ never considered lost, however slowly it reads; TCP_USER_TIMEOUT is not used bec
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from typing import Any
@@ -18,11 +17,6 @@ LOOKS = 4
 """Checks in each interval of a connection whose output is not acknowledged."""
 LOST_MS = 60_000
 """The time in which a client detects that its broker has vanished; the broker uses `server.keepalive_ms`."""
-_LOST = frozenset(
-    getattr(errno, name)
-    for name in ("ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "EHOSTDOWN", "ENETDOWN")
-    if hasattr(errno, name)
-)
 _SECONDS_LEAST = 2
 _RTO_MAX_MS_LINUX = 44  # an option of Linux 6.15: the maximum interval of retransmissions and window probes
 _RTO_MAX_MS_RANGE = (1000, 120_000)
@@ -57,11 +51,6 @@ def keep_alive(sock: Any, within_ms: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _RTO_MAX_MS_LINUX, min(max(within_ms // 6, least), most))
         except OSError:  # an older Linux
             pass
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether a socket failed because its peer does not answer."""
-    return isinstance(error, TimeoutError) or getattr(error, "errno", None) in _LOST
 
 
 class Owed:

@@ -13,9 +13,9 @@ from blipmq.config.settings import KIB, MIB, Config
 # The interpreter with the modules of a plain broker, before the first connection (measured resident size, rounded up),
 # and the memory that keys add: their hash, and OpenSSL with it.
 INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
-# OpenSSL and the core's buffers, where [tls] is configured (measured, rounded up), and one TLS connection: OpenSSL's state,
-# one record that has not come completely, and the ciphertext of one send.
-TLS_BYTES = 8 * MIB
+# OpenSSL, the core's buffers and, for HTTPS, the module ssl, where [tls] is configured (measured, rounded up), and one TLS
+# connection: OpenSSL's state, one record that has not come completely, and the ciphertext of one send.
+TLS_BYTES = 10 * MIB
 TLS_CONNECTION_BYTES = (28 + 17 + 112) * KIB
 # A pending handshake: OpenSSL's state, the read and the flight of one step.
 TLS_HANDSHAKE_BYTES = 64 * KIB

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KEY = "server.tls_bind_addr"
 # The keys that encrypt session tickets live as long as a context.
-TICKET_SECONDS = 12 * 3600
+TICKET_SECONDS, TICKET_RETRY_SECONDS = 12 * 3600.0, 60.0
 
 
 class Tls:
@@ -91,7 +91,17 @@ class Tls:
             self._give()
             self._tell()
         elif self._core is not None and time.monotonic() - self._given_s >= TICKET_SECONDS:
+            self._renew_tickets()
+
+    def _renew_tickets(self) -> None:
+        try:
             self.certificates.renew_tickets()
+        except module.TlsUnusable as error:
+            self._log.warning(
+                "tls_tickets_kept", error=error.reason, hint="the keys of session tickets are the old ones"
+            )
+            self._given_s += TICKET_RETRY_SECONDS
+        else:
             self._give()
 
     def _tell(self) -> None:
