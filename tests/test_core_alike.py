@@ -75,7 +75,7 @@ CHANGES = st.lists(st.tuples(st.integers(-80, 80), st.integers(0, 255)), max_siz
 
 def seen(data: list[bytes], hello: bool, **limits: Any) -> dict[str, Any]:
     """The observations of all clients when these pieces are sent, one piece a turn."""
-    with Bench(segment_bytes=4096, **limits) as bench:
+    with Bench(buffer_bytes=4096, **limits) as bench:
         reader, sender = bench.attach().subscribe(">"), bench.attach(hello=hello)
         for piece in data:
             sender.send_bytes(piece)

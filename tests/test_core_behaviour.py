@@ -57,7 +57,7 @@ def test_alternating_topics_are_distinguished_after_cache_changes() -> None:
 
 
 def test_expired_messages_in_a_stalled_queue_free_their_memory() -> None:
-    with Bench(segment_bytes=16 << 10, pool_small_count=0, pool_medium_count=0, pool_large_count=0) as bench:
+    with Bench(buffer_bytes=16 << 10, pool_small_count=0, pool_medium_count=0, pool_large_count=0) as bench:
         publisher, stuck = bench.attach(), bench.attach().subscribe("t")
         stuck.stall()
         before = bench.stats()["memory_used_bytes"]
@@ -144,7 +144,7 @@ def test_the_batch_limit_of_a_topic_can_be_changed_while_running() -> None:
 
 
 def test_a_stuck_queue_with_few_messages_does_not_keep_many_buffers() -> None:
-    with Bench(segment_bytes=16 << 10) as bench:
+    with Bench(buffer_bytes=16 << 10) as bench:
         publisher, stuck, fast = bench.attach(), bench.attach().subscribe("few.*"), bench.attach().subscribe(">")
         stuck.stall()
         for number in range(300):
@@ -162,7 +162,7 @@ def test_a_stuck_queue_with_few_messages_does_not_keep_many_buffers() -> None:
 
 
 def test_a_frame_that_is_partly_sent_survives_being_moved() -> None:
-    with Bench(segment_bytes=4096) as bench:
+    with Bench(buffer_bytes=4096) as bench:
         publisher, stuck, fast = bench.attach(), bench.attach().subscribe("t"), bench.attach().subscribe("bulk")
         stuck.stall()
         stuck.take(16_500)  # space for one event of 16 KiB, but not for the rest of the frame
@@ -179,7 +179,7 @@ def test_a_frame_that_is_partly_sent_survives_being_moved() -> None:
 
 
 def test_two_large_frames_that_are_nearly_sent_are_not_moved_again_and_again() -> None:
-    with Bench(segment_bytes=4096) as bench:
+    with Bench(buffer_bytes=4096) as bench:
         publisher, stuck, other = bench.attach(), bench.attach().subscribe("t"), bench.attach().subscribe("u")
         for client, topic in ((stuck, "t"), (other, "u")):
             client.stall()
@@ -243,7 +243,7 @@ def test_bad_requests_and_broken_frames_leak_no_memory_or_descriptors() -> None:
 
 
 def test_the_memory_budget_makes_stuck_queues_shrink() -> None:
-    with Bench(memory_bytes=4 << 20, segment_bytes=64 << 10) as bench:
+    with Bench(memory_bytes=4 << 20, buffer_bytes=64 << 10) as bench:
         publisher, fast = bench.attach(), bench.attach().subscribe("t")
         for _ in range(5):
             bench.attach().subscribe("t").stall()
@@ -652,7 +652,7 @@ def test_a_client_that_does_not_read_its_answers_is_paused_and_loses_none() -> N
 def test_a_frame_of_one_mebibyte_arrives_whole_in_pieces_of_any_size() -> None:
     payload = bytes(range(256)) * 4096
     for size in (1000, 16 << 10, 64 << 10, 300_000, 2 << 20):
-        with Bench(segment_bytes=4096) as bench:
+        with Bench(buffer_bytes=4096) as bench:
             publisher, over_socket = bench.attach(), bench.adopt(buffer_bytes=1 << 16)
             reader = bench.attach().subscribe("t")
             frame = publish_frame("t", payload)

@@ -32,7 +32,7 @@ def publish_frame(topic: str, payload: bytes, **fields: int) -> bytes:
 
 @pytest.mark.parametrize("policy", list(Overflow))
 def test_unread_group_queues_stay_within_the_budget(policy: Overflow) -> None:
-    with Bench(memory_bytes=BUDGET, segment_bytes=64 << 10, overflow_policy=policy) as bench:
+    with Bench(memory_bytes=BUDGET, buffer_bytes=64 << 10, overflow_policy=policy) as bench:
         members = [bench.attach(hello=True) for _ in range(4)]
         for member in members:
             bench.core.subscribe(member.conn, 9, "t", group="g")
@@ -159,7 +159,7 @@ def test_incomplete_input_over_a_quarter_of_the_budget_closes_its_connection() -
 
 
 def test_small_messages_to_a_thousand_subscribers_stay_within_the_budget() -> None:
-    with Bench(memory_bytes=BUDGET, max_connections=2000, segment_bytes=64 << 10) as bench:
+    with Bench(memory_bytes=BUDGET, max_connections=2000, buffer_bytes=64 << 10) as bench:
         readers = [bench.attach().subscribe("t") for _ in range(1000)]
         publisher = bench.attach()
         for _ in range(20):

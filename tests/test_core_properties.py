@@ -20,7 +20,7 @@ from twin import Publish, Twin, message_bytes
 from blipmq.native.pure import filter_kind
 from blipmq.wire import frames as wire
 
-SEGMENT_BYTES = 4096
+BUFFER_BYTES = 4096
 
 # Few levels, so that topics and filters match often; empty levels and `$` because they have special rules.
 LEVELS = ["a", "b", "", "$s"]
@@ -43,7 +43,7 @@ TOPICS = st.one_of(
     st.sampled_from(MANY_TOPICS),
 ).filter(bool)
 PAYLOADS = st.one_of(
-    st.binary(max_size=40), st.integers(0, 3 * SEGMENT_BYTES).map(lambda size: bytes([size % 251]) * size)
+    st.binary(max_size=40), st.integers(0, 3 * BUFFER_BYTES).map(lambda size: bytes([size % 251]) * size)
 )
 TTLS_MS = st.sampled_from([0, 0, 1, 10, 11, 25, 60])
 PUBLISHES = st.builds(Publish, TOPICS, PAYLOADS, TTLS_MS)
@@ -85,7 +85,7 @@ class CoreAndTwin(RuleBasedStateMachine):
         self.bench = Bench(
             **limits,
             tick_ms=tick_ms,
-            segment_bytes=SEGMENT_BYTES,
+            buffer_bytes=BUFFER_BYTES,
             route_cache_entries=64,
             max_connections=4,
             work_share=1 << 30,
@@ -258,10 +258,10 @@ TestTheCoreAndItsTwinAgree = CoreAndTwin.TestCase
 
 # ---- subscribers that read partially ------------------------------------------------------------------------------------
 
-FRAME_BYTES_MAX = message_bytes("t.a", bytes(3 * SEGMENT_BYTES))
+FRAME_BYTES_MAX = message_bytes("t.a", bytes(3 * BUFFER_BYTES))
 ACTIONS = st.one_of(
     st.tuples(
-        st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 3 * SEGMENT_BYTES), min_size=1, max_size=8)
+        st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 3 * BUFFER_BYTES), min_size=1, max_size=8)
     ),
     st.tuples(st.just("publish"), st.integers(0, 1), st.lists(st.integers(0, 50), min_size=1, max_size=60)),
     st.tuples(st.just("read"), st.integers(0, 3), st.integers(1, 30_000)),
@@ -350,7 +350,7 @@ def test_streams_are_whole_and_ordered_and_missing_messages_are_counted(
     """A partly sent frame stays in the queue, so the byte limit here has space for one more frame."""
     limits: dict[str, Any] = {"subscriber_messages": caps[0], "subscriber_bytes": caps[1] * FRAME_BYTES_MAX}
     with Bench(
-        overflow_policy=policy, max_batch=max_batch, lazy_expiry=lazy_expiry, segment_bytes=SEGMENT_BYTES, **limits
+        overflow_policy=policy, max_batch=max_batch, lazy_expiry=lazy_expiry, buffer_bytes=BUFFER_BYTES, **limits
     ) as bench:
         readers = Readers(bench, ttl_ms, list(rooms))
         readers.publish(0, [0])

@@ -36,7 +36,7 @@ from hand_client import (
 from stepped import Bench
 from watched_broker import get
 
-from blipmq.config.memory import SEGMENT_BYTES
+from blipmq.config.memory import BUFFER_BYTES
 from blipmq.native.events import CloseReason
 
 METRICS = {"metrics.bind_addr": "127.0.0.1:0"}
@@ -56,7 +56,7 @@ def scrape(broker):
 def in_use(broker):
     """Memory used by the core, without free blocks, and without buffers, whose number varies by one."""
     values = scrape(broker)
-    segments = values["blipmq_segments"] * SEGMENT_BYTES
+    segments = values["blipmq_segments"] * BUFFER_BYTES
     return values["blipmq_memory_used_bytes"] - values["blipmq_memory_free_bytes"] - segments
 
 

@@ -177,7 +177,7 @@ def test_every_setting_reaches_the_core():
     assert core == CoreConfig(
         max_connections=7, max_frame_bytes=6024, subscriber_messages=9, subscriber_bytes=8192, overflow_policy=2,
         max_batch=3, max_batch_bytes=4096, flush_interval_ms=4, default_ttl_ms=5, lazy_expiry=1, warm_entries=14,
-        warm_segments=13, tick_ms=2, max_ttl_ms=6000, pool_small_count=11, pool_medium_count=12, pool_large_count=13,
+        warm_buffers=13, tick_ms=2, max_ttl_ms=6000, pool_small_count=11, pool_medium_count=12, pool_large_count=13,
         expire_batch=15, flush_subscribers=16, tcp_nodelay=0, send_buffer_bytes=17, recv_buffer_bytes=18,
         memory_bytes=1 << 22, route_cache_entries=19, ring_bytes=1 << 17, run_messages=8,
         max_topic_levels=20, hello_timeout_ms=121, max_pending=22, max_pending_per_address=23, accept_rate=24, accept_burst=25,
@@ -189,7 +189,7 @@ def test_pools_and_batches_can_be_switched_off():
     off = {"performance": {"enable_memory_pools": False, "enable_batch_processing": False, "warm_up_pools": True}}
     core = CoreConfig.of(from_dict({**off, "delivery": {"flush_interval_ms": 9}}))
     assert (core.pool_small_count, core.pool_medium_count, core.pool_large_count) == (0, 0, 0)
-    assert (core.warm_entries, core.warm_segments) == (0, 0)
+    assert (core.warm_entries, core.warm_buffers) == (0, 0)
     assert (core.max_batch, core.flush_interval_ms) == (1, 0)
 
 

@@ -33,7 +33,7 @@ ROUTE_BYTES = 512
 FRAME_ALLOWANCE_BYTES = 1024
 # The table of addresses of pending connections: at least two slots for each; a power of two.
 PLACE_BYTES = 20
-SEGMENT_BYTES = 256 * KIB
+BUFFER_BYTES = 256 * KIB
 # A command or an event with a topic. The largest, a piece of output of an in-memory connection, is far smaller than the
 # smallest ring; longer ones are passed beside the ring.
 RING_RECORD_BYTES = 256
@@ -143,7 +143,7 @@ def _core_terms(config: Config) -> list[Term]:
     filters, queue = config.limits.max_subscriptions_per_connection, config.queues.subscriber_bytes
     small, medium, large = pool.buffer_small_count, pool.buffer_medium_count, pool.buffer_large_count
     routes = config.limits.route_cache_entries
-    pools = small * POOL_SMALL_BYTES + medium * POOL_MEDIUM_BYTES + large * SEGMENT_BYTES
+    pools = small * POOL_SMALL_BYTES + medium * POOL_MEDIUM_BYTES + large * BUFFER_BYTES
     return [
         Term("connections", f"{n} x {size(CONNECTION_BYTES)}", n * CONNECTION_BYTES),
         *_websocket_terms(config),
@@ -152,8 +152,8 @@ def _core_terms(config: Config) -> list[Term]:
         Term("incoming frames", f"{n} x {size(frame)}", n * frame),
         Term("queues", f"{n} x {size(queue)}", n * queue),
         *_qos1_terms(config),
-        Term("open buffer", size(SEGMENT_BYTES), SEGMENT_BYTES),
-        Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(SEGMENT_BYTES)}", pools),
+        Term("open buffer", size(BUFFER_BYTES), BUFFER_BYTES),
+        Term("kept for reuse", f"{small} x 1 KiB + {medium} x 16 KiB + {large} x {size(BUFFER_BYTES)}", pools),
     ]
 
 
@@ -188,7 +188,7 @@ def _qos1_terms(config: Config) -> list[Term]:
 def at_rest_bytes(config: Config) -> int:
     """Bytes of the broker without connections. Rings and WAL batches use memory only when they are written to."""
     loaded = TLS_BYTES if config.tls.cert_file else KEYS_BYTES if config.auth.required else 0
-    return INTERPRETER_BYTES + SEGMENT_BYTES + loaded
+    return INTERPRETER_BYTES + BUFFER_BYTES + loaded
 
 
 def worst_bytes(config: Config) -> int:

@@ -359,7 +359,9 @@ class TimerConfig(Section):
 class PoolConfig(Section):
     buffer_small_count: int = key(1024, "Free blocks of up to 1 KiB kept for reuse.", "blocks", 0, 1_000_000)
     buffer_medium_count: int = key(256, "Free blocks of up to 16 KiB kept for reuse.", "blocks", 0, 100_000)
-    buffer_large_count: int = key(32, "Free larger blocks (message segments) kept for reuse.", "blocks", 0, 10_000)
+    buffer_large_count: int = key(
+        32, "Free larger blocks (shared buffers of messages) kept for reuse.", "blocks", 0, 10_000
+    )
     message_batch_count: int = key(
         4096,
         "Queue entries, each for a batch of messages, that `warm_up_pools` allocates at start.",

@@ -44,14 +44,14 @@ void bq_config_default(bq_config_t *config) {
         .require_hello = 0,
         .max_batch = 65536,
         .flush_interval_ms = 0,
-        .segment_bytes = 262144,
+        .buffer_bytes = 262144,
         .pool_small_count = 1024,
         .pool_medium_count = 256,
         .pool_large_count = 32,
         .ring_bytes = 1048576,
         .lazy_expiry = 0,
         .warm_entries = 0,
-        .warm_segments = 0,
+        .warm_buffers = 0,
         .max_sessions_per_key = 7500,
         .run_messages = 65536,
         .io_cpu = -1,
@@ -95,7 +95,7 @@ int bq_config_valid(const bq_config_t *config) {
         config->max_frame_bytes >= 64 &&
         config->max_frame_bytes_unauth >= 64 &&
         config->max_batch >= 1 &&
-        config->segment_bytes >= 4096 &&
+        config->buffer_bytes >= 4096 &&
         config->ring_bytes >= 65536 &&
         config->max_sessions_per_key >= 1 &&
         config->io_cpu >= -1;

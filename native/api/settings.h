@@ -82,22 +82,22 @@ typedef struct bq_config {
     uint32_t max_batch;
     /* delivery.flush_interval_ms: How long a delivery may wait for others. */
     uint32_t flush_interval_ms;
-    /* Size of a shared segment of output. */
-    uint32_t segment_bytes;
+    /* Size of a shared buffer of output. */
+    uint32_t buffer_bytes;
     /* performance.pool_config.buffer_small_count: Free blocks of up to 1 KiB kept for reuse. */
     uint32_t pool_small_count;
     /* performance.pool_config.buffer_medium_count: Free blocks of up to 16 KiB kept for reuse. */
     uint32_t pool_medium_count;
-    /* performance.pool_config.buffer_large_count: Free larger blocks (message segments) kept for reuse. */
+    /* performance.pool_config.buffer_large_count: Free larger blocks (shared buffers of messages) kept for reuse. */
     uint32_t pool_large_count;
     /* Capacity of each ring, a power of two. */
     uint32_t ring_bytes;
     /* 1: no timers for messages; expired ones are found when their turn to be sent comes. */
     uint32_t lazy_expiry;
-    /* Queue entries allocated ahead. */
+    /* Preallocated queue entries. */
     uint32_t warm_entries;
-    /* Segments allocated ahead. */
-    uint32_t warm_segments;
+    /* Preallocated shared buffers. */
+    uint32_t warm_buffers;
     /* Of max_sessions, those of one key, for who subscribes with BQ_SUB_KEYED. */
     uint32_t max_sessions_per_key;
     /* queues.topic_capacity: Messages of one topic that are put into subscribers' queues together. */

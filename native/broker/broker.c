@@ -26,7 +26,7 @@ static void routes_changing(void *broker) { publish_run_closed(broker); }
 
 static void parts_init(broker_t *broker, const bq_config_t *config) {
     pool_init(&broker->pool, config->pool_small_count, config->pool_medium_count, config->pool_large_count);
-    buffer_store_init(&broker->buffers, &broker->pool, config->segment_bytes);
+    buffer_store_init(&broker->buffers, &broker->pool, config->buffer_bytes);
     broker->queues =
         (queue_env_t){.pool = &broker->pool, .wheel = &broker->wheel, .buffers = &broker->buffers, .stats = &broker->stats};
     broker->queues.handed = delivery_handed;
@@ -35,7 +35,7 @@ static void parts_init(broker_t *broker, const bq_config_t *config) {
     broker_limits(broker, config);
     wheel_init(&broker->wheel, 0);
     pool_warm(&broker->pool, sizeof(queue_entry_t), config->warm_entries);
-    pool_warm(&broker->pool, config->segment_bytes, config->warm_segments);
+    pool_warm(&broker->pool, config->buffer_bytes, config->warm_buffers);
 }
 
 bool broker_init(broker_t *broker, const bq_config_t *config, uint64_t first_message_id, uint32_t clients_max,

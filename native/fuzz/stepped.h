@@ -606,7 +606,7 @@ static bq_config_t config_of(input_t *input) {
     config.max_batch_bytes = frame & 64 ? 1 : 65536;
     config.flush_interval_ms = flags & 16 ? 10 : 0;
     config.tick_ms = flags & 32 ? 10 : 1;
-    config.segment_bytes = frame & 128 ? 65536 : 4096;
+    config.buffer_bytes = frame & 128 ? 65536 : 4096;
     config.route_cache_entries = 1 + count % 3;
     config.pool_small_count = 4;
     config.pool_medium_count = 2;
