@@ -174,7 +174,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
         net_run_close(&bq->net);
         consumer_pump_all(&bq->broker);
         consumers_expire(&bq->broker);
-        consumers_quota(&bq->broker);
+        wal_quota_turn(&bq->broker);
     }
     commit_begin(&bq->broker);
     net_flush_when_due(&bq->net);
@@ -194,7 +194,7 @@ int bq_turn(bq_t *bq, uint64_t mono_ms, uint64_t wall_ms) {
 
 static uint64_t consumers_due_ms(const bq_t *bq, uint64_t due) {
     const uint64_t each[] = {consumer_reads_due_ms(&bq->broker), dead_letters_due_ms(&bq->broker),
-                             consumers_expire_due_ms(&bq->broker), consumers_quota_due_ms(&bq->broker)};
+                             consumers_expire_due_ms(&bq->broker), wal_quota_due_ms(&bq->broker)};
     if (bq->broker.consumers.pump && bq->broker.now_ms + RETRY_MS < due) due = bq->broker.now_ms + RETRY_MS;
     for (uint32_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] < due) due = each[i];

@@ -170,7 +170,7 @@ BUGS: dict[str, Bug] = {
         ),
     ),
     "quota_drops_instead_of_dead_letters": bug(
-        "consumer_quota.c", ("    if (broker->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;\n", "")
+        "wal_quota.c", ("    if (broker->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;\n", "")
     ),
     # ---- deliveries
     "acknowledgement_forgotten_across_a_reconnect": bug(
@@ -238,14 +238,14 @@ BUGS: dict[str, Bug] = {
         ),
     ),
     "quota_takes_what_lies_within_it": bug(
-        "consumer_quota.c",
+        "wal_quota.c",
         (
             "    uint64_t quota = broker->config.session_log_bytes, bytes = quota, lsn",
             "    uint64_t quota = broker->config.session_log_bytes / 8, bytes = quota, lsn",
         ),
     ),
     "dead_letter_of_the_quota_is_not_written": bug(
-        "consumer_quota.c", ("    dead_letter_send(broker, delivery);\n", "    delivery_dead(broker, delivery);\n")
+        "wal_quota.c", ("    dead_letter_send(broker, delivery);\n", "    delivery_dead(broker, delivery);\n")
     ),
     "subscription_ends_in_half_the_time": bug(
         "consumer_expire.c",

@@ -443,6 +443,39 @@ def test_the_core_compiles_without_a_warning_and_has_no_mutable_globals(tmp_path
     assert found == {}
 
 
+def exported_for_nobody(listings: dict[str, str], other: str) -> list[str]:
+    """Functions that one object file defines without `static` and no other uses. `listings`: the output of nm of each
+    object file; `other`: the text of programs that are not part of the core. The functions of the boundaries begin
+    with bq."""
+    defined: dict[str, str] = {}
+    used: dict[str, set[str]] = {}
+    for name, listing in listings.items():
+        for line in listing.splitlines():
+            kind, symbol = line.split()[-2:]
+            if kind == "T":
+                defined[symbol] = name
+            elif kind == "U":
+                used.setdefault(symbol, set()).add(name)
+    words = set(re.findall(r"\w+", other))
+    return sorted(s for s in defined if not s.startswith(("bq_", "bqtls_")) and not used.get(s) and s not in words)
+
+
+def test_a_function_that_only_its_own_file_uses_is_static(tmp_path: Path) -> None:
+    listings = {}
+    for source in (path for path in native_files() if path.suffix == ".c"):
+        target = tmp_path / f"{source.stem}.o"
+        compile_core(source, target)
+        listings[source.stem] = subprocess.run(["nm", target], check=True, capture_output=True, text=True).stdout
+    programs = [*(NATIVE / "fuzz").iterdir(), *(ROOT / "tests").rglob("*.[chp]*"), *(ROOT / "bench").glob("*.[ch]")]
+    other = "".join(path.read_text(encoding="utf-8") for path in programs if path.suffix in {".c", ".h", ".py"})
+    assert exported_for_nobody(listings, other) == []
+
+
+def test_a_function_exported_for_nobody_is_found() -> None:
+    listings = {"a": "0 T alone\n0 T shared\n0 t local\n0 T bq_turn\n0 T tried", "b": "  U shared\n0 T main_of_b"}
+    assert exported_for_nobody(listings, "int main(void) { tried(main_of_b); }") == ["alone"]
+
+
 PROGRAMS = [*sorted((NATIVE / "fuzz").glob("*.c")), *sorted((ROOT / "bench").glob("*.c"))]
 
 

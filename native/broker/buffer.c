@@ -28,7 +28,7 @@ static void compact_remove(buffer_t *buffer) {
     buffer->compactable = false;
 }
 
-void buffer_unref(buffer_store_t *store, buffer_t *buffer) {
+static void buffer_unref(buffer_store_t *store, buffer_t *buffer) {
     core_assert(buffer->refs > 0);
     if (--buffer->refs) return;
     core_assert(!buffer->entries && store->count > 0);

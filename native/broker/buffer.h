@@ -48,8 +48,6 @@ static inline void buffer_commit(buffer_store_t *store, uint32_t size) {
     store->open->used += size;
 }
 
-void buffer_unref(buffer_store_t *store, buffer_t *buffer);
-
 /* Call these when an entry is added, removed or becomes smaller. */
 void buffer_link(buffer_t *buffer, struct queue_entry *entry);
 void buffer_unlink(buffer_store_t *store, struct queue_entry *entry);

@@ -181,7 +181,7 @@ static int64_t letter_log(broker_t *broker, const pending_commit_t *pending, con
                               delivery->consumer->durable ? WAL_LETTER : WAL_ORDINARY);
     uint64_t bytes =
         sizeof(publish_record_t) + letter->message.topic_size + (uint64_t)letter->message.payload_size + properties.size;
-    if (lsn > 0) consumer_quota_letter_logged(broker, (uint64_t)lsn, bytes);
+    if (lsn > 0) wal_quota_letter_logged(broker, (uint64_t)lsn, bytes);
     return lsn;
 }
 
@@ -463,7 +463,7 @@ static void checkpoint_when_due(broker_t *broker) {
     wal_stats_t stats;
     int state = wal_state(broker->wal);
     uint64_t look_ms = state == WAL_E_FULL ? CHECKPOINT_LOOK_FULL_MS : CHECKPOINT_LOOK_MS,
-             quota_ms = consumer_quota_checkpoint_ms(broker);
+             quota_ms = wal_quota_checkpoint_ms(broker);
     if (quota_ms < look_ms) look_ms = quota_ms;
     if (state == WAL_E_FAILED || broker->now_ms < broker->checkpoint_looked_ms + look_ms || checkpoint_would_lie(broker)) return;
     broker->checkpoint_looked_ms = broker->now_ms;

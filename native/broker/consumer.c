@@ -1,6 +1,6 @@
 /* broker/consumer.c: the window of a consumer: adding, sending and settling deliveries. The picture and the invariants are in
  * broker/consumer.h. */
-#include "broker/consumer_flight.h"
+#include "broker/delivery_lookup.h"
 #include "broker/commit.h"
 #include "broker/budget.h"
 #include "broker/broker.h"

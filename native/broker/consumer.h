@@ -26,7 +26,7 @@
 #include "broker/consumer_expire.h"
 #include "broker/consumer_list.h"
 #include "broker/consumer_owner.h"
-#include "broker/consumer_quota.h"
+#include "broker/wal_quota.h"
 
 struct broker;
 struct client;
@@ -45,7 +45,7 @@ typedef struct member {
     bool alone;  /* has the last try of one delivery and gets no other meanwhile */
 } member_t;
 
-/* A delivery and one member that may acknowledge it; see broker/consumer_flight.c. */
+/* A delivery and one member that may acknowledge it; see broker/delivery_lookup.c. */
 typedef struct assignment {
     struct delivery *delivery;
     member_t *member;
@@ -86,7 +86,7 @@ typedef struct delivery {
     bool killed;                   /* the last connection that received it closed before an ack */
     bool alone;                    /* its member gets no other delivery meanwhile */
     bool given_up;                 /* not sent any more; see broker/dead_letter.h */
-    bool over;                     /* over the WAL quota; see broker/consumer_quota.h */
+    bool over;                     /* over the WAL quota; see broker/wal_quota.h */
     bool dead_letter_waits;        /* its dead letter waits for room in the WAL */
     struct pending_commit *letter; /* its dead letter, waiting for the commit */
     struct delivery *letter_next, *letter_previous;

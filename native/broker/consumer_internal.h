@@ -67,8 +67,7 @@ consumer_t *consumer_new(struct broker *broker, const consumer_request_t *reques
 void consumer_free(struct broker *broker, consumer_t *consumer);
 void consumer_id_assign(struct broker *broker, consumer_t *consumer, uint64_t id);
 registration_t *registration_new(struct broker *broker, const uint8_t *client_id, uint32_t size,
-                                 uint64_t id); /* NULL: no memory */
-void registration_free(struct broker *broker, registration_t *registration);
+                                 uint64_t id);                                                      /* NULL: no memory */
 void registration_enter(struct broker *broker, consumer_t *consumer, registration_t *registration); /* makes it durable */
 /* Ends every durable subscription of the client to the filter (and group, if given) with an id up to `id_max`. Returns how many;
  * with `end` false it only counts them. */

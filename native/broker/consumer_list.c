@@ -26,8 +26,9 @@ uint64_t consumer_stamp_ms(const consumer_t *consumer) {
     return consumer->behind_messages ? consumer->behind_stamp_ms : 0;
 }
 
-/* Uses the wall clock that stamped the messages: setting the clock in between makes it wrong. */
-uint64_t consumer_oldest_ms(const broker_t *broker, const consumer_t *consumer) {
+/* Age of its oldest unsettled message in milliseconds; UINT64_MAX: not known. Uses the wall clock that stamped the messages:
+ * setting the clock in between makes it wrong. */
+static uint64_t consumer_oldest_ms(const broker_t *broker, const consumer_t *consumer) {
     uint64_t stamp_ms = consumer_stamp_ms(consumer);
     if (!stamp_ms) return UINT64_MAX;
     return broker->wall_ms > stamp_ms ? broker->wall_ms - stamp_ms : 0;

@@ -35,11 +35,9 @@ void consumer_list_forget(struct broker *broker, const struct consumer *consumer
 bool event_consumer(struct broker *broker, uint16_t type, const struct consumer *consumer, const uint8_t *front,
                     uint32_t front_size);
 
-/* Unsettled messages of a consumer, and the age of the oldest. */
+/* Unsettled messages of a consumer. */
 uint64_t consumer_lag_messages(const struct consumer *consumer);
 uint64_t consumer_lag_bytes(const struct consumer *consumer);
-uint64_t consumer_oldest_ms(const struct broker *broker,
-                            const struct consumer *consumer); /* milliseconds; UINT64_MAX: not known */
 
 uint64_t consumer_stamp_ms(const struct consumer *consumer); /* wall clock of its oldest message; 0: not known, or none */
 

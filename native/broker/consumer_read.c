@@ -287,7 +287,7 @@ static message_t message_of(const publish_record_t *record, const uint8_t *texts
 
 /* The message is over the consumer's WAL quota, and the policy is to drop it. */
 static bool take_dropped(broker_t *broker, consumer_t *consumer, uint64_t lsn, uint64_t id) {
-    if (!consumer_quota_drops(broker, consumer, id)) return false;
+    if (!wal_quota_drops(broker, consumer, id)) return false;
     consumer->dropped_session_log++;
     consumer->settled++;
     if (lsn > consumer->touched_lsn) consumer->touched_lsn = lsn;
@@ -322,7 +322,7 @@ static enum take take_back(broker_t *broker, consumer_t *consumer, int syntax, u
             consumer_behind_take(consumer, encoded_size, record.timestamp_ms);
             return TAKE_SKIP;
         }
-        if (!consumer_quota_has_room(broker, consumer)) return TAKE_FULL;
+        if (!wal_quota_has_room(broker, consumer)) return TAKE_FULL;
     } else if (!consumer->members) {
         consumer_swept(broker, consumer, left_ms(broker, lsn, &record));
         return TAKE_FULL;
@@ -338,7 +338,7 @@ static enum take take_back(broker_t *broker, consumer_t *consumer, int syntax, u
     buffer_commit(&broker->buffers, encoded_size);
     delivery_recall(broker, delivery, &entry);
     consumer_behind_take(consumer, encoded_size, record.timestamp_ms);
-    if (over) consumer_quota_letter(broker, delivery);
+    if (over) wal_quota_letter(broker, delivery);
     return TAKE_OK;
 }
 

@@ -272,7 +272,7 @@ static bool sections_load(broker_t *broker, const uint8_t *bytes, uint64_t size)
         if (head.kind == SECTION_TIMELINE) timeline_load(broker, bytes + sizeof head, head.size);
         if (head.kind == SECTION_HISTORY) histories_load(broker, bytes + sizeof head, head.size);
         if (head.kind == SECTION_SEEN) consumer_seen_load(broker, bytes + sizeof head, head.size);
-        if (head.kind == SECTION_LETTERS) consumer_quota_section_load(broker, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_LETTERS) wal_quota_section_load(broker, bytes + sizeof head, head.size);
         if (head.kind == SECTION_REGISTRATIONS && !registrations_load(broker, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
@@ -357,7 +357,7 @@ bool consumer_restore(void *context, const wal_record_t *entry) {
         timeline_restore_publish(broker, entry->lsn, &publish);
         replayed(broker, &publish, entry->size);
         if (entry->flags & PUBLISH_DEAD_LETTER && entry->lsn > broker->consumers.quota_letters.newest_lsn)
-            consumer_quota_letter_logged(broker, entry->lsn, entry->size);
+            wal_quota_letter_logged(broker, entry->lsn, entry->size);
         return true;
     case WAL_TIME: timeline_restore(broker, entry->lsn, entry->bytes, entry->size); return true;
     case WAL_IDS:
@@ -437,7 +437,7 @@ uint8_t *consumers_serialize(broker_t *broker, uint32_t *size, uint64_t *keep_fr
                               .ids_reserved = broker->ids_reserved,
                               .next_consumer_id = broker->consumers.next_id};
     uint32_t timeline_size = timeline_section_size(broker, *keep_from);
-    uint32_t letters_size = consumer_quota_section_size(broker);
+    uint32_t letters_size = wal_quota_section_size(broker);
     uint64_t seen_bytes = (uint64_t)sums.count * sizeof(seen_record_t);
     bytes = sums.bytes + sums.registrations_bytes + sums.histories_bytes + seen_bytes + 3 * sizeof(section_head_t) +
             section_bytes(letters_size) + section_bytes(timeline_size);
@@ -456,7 +456,7 @@ uint8_t *consumers_serialize(broker_t *broker, uint32_t *size, uint64_t *keep_fr
     uint8_t *histories = section_begin(out, &at, SECTION_HISTORY, (uint32_t)sums.histories_bytes);
     histories_put(histories, broker);
     seen_put(section_begin(out, &at, SECTION_SEEN, (uint32_t)seen_bytes), broker);
-    consumer_quota_section_write(broker, section_begin(out, &at, SECTION_LETTERS, letters_size));
+    wal_quota_section_write(broker, section_begin(out, &at, SECTION_LETTERS, letters_size));
     timeline_section_write(broker, section_begin(out, &at, SECTION_TIMELINE, timeline_size));
     *size = (uint32_t)at;
     return out;

@@ -2,7 +2,7 @@
  *
  * Invariant: from consumer_new to consumer_free, a consumer is in the name table and, if it has an id, in the id table.
  */
-#include "broker/consumer_flight.h"
+#include "broker/delivery_lookup.h"
 #include "broker/commit.h"
 #include "broker/broker.h"
 #include "proto/protocol.h"
@@ -181,7 +181,7 @@ registration_t *registration_new(broker_t *broker, const uint8_t *client_id, uin
     return registration;
 }
 
-void registration_free(broker_t *broker, registration_t *registration) {
+static void registration_free(broker_t *broker, registration_t *registration) {
     pool_free(&broker->pool, registration, sizeof *registration + registration->size);
 }
 

@@ -32,8 +32,9 @@ static uint32_t number_property(uint8_t *out, const char *name, uint64_t number)
     return property_write(out, name, (const uint8_t *)text, (uint32_t)size);
 }
 
-uint32_t dead_letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries,
-                                bool over) {
+/* Writes the properties of a dead letter. Returns the bytes written, DEAD_LETTER_PROPERTIES_BYTES_MAX at most. */
+static uint32_t dead_letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries,
+                                       bool over) {
     const char *reason = over ? OVER : TOO_OFTEN;
     uint32_t at = property_write(out, "reason", (const uint8_t *)reason, (uint32_t)strlen(reason));
     at += property_write(out + at, "topic", topic, topic_size);

@@ -29,10 +29,8 @@ typedef struct dead_letter {
     bool cut;                  /* topic shortened to make room for the prefix */
 } dead_letter_t;
 
-/* Writes the properties of a dead letter. Returns the bytes written, DEAD_LETTER_PROPERTIES_BYTES_MAX at most. */
-uint32_t dead_letter_properties(uint8_t *out, const uint8_t *topic, uint32_t topic_size, uint64_t id, uint32_t deliveries,
-                                bool over);
-/* The same for a dead letter read from the WAL, given the topic of the dead letter. */
+/* Writes the properties of a dead letter read from the WAL, given the topic of the dead letter. Returns the bytes written,
+ * DEAD_LETTER_PROPERTIES_BYTES_MAX at most. */
 uint32_t dead_letter_properties_again(uint8_t *out, const uint8_t *topic, uint32_t topic_size,
                                       const struct dead_letter_record *record);
 

@@ -69,9 +69,6 @@ typedef struct connection {
 struct net;
 struct transport_ops;
 
-/* A frame at the head of its queue may be partly sent. */
-bool connection_begun(const connection_t *connection);
-
 extern const client_ops_t connection_ops; /* what the broker asks of net/ */
 
 /* Life. */

@@ -36,7 +36,8 @@ void connection_close(net_t *net, connection_t *connection, uint8_t code, const 
     net->dead = connection;
 }
 
-bool connection_begun(const connection_t *connection) {
+/* A frame at the head of its queue may be partly sent. */
+static bool connection_begun(const connection_t *connection) {
     return connection->websocket ? connection->websocket->cut : connection->client.blocked;
 }
 

@@ -87,7 +87,6 @@ typedef struct secure_core {
 void secure_context(struct net *net, const bq_secure_ops_t *ops, void *context, bool tell);
 void secure_refused(struct net *net, const uint8_t peer[16], uint16_t port, bool address); /* a connection found no place */
 bool secure_late(struct net *net, struct connection *connection); /* its time to be admitted is over; false: no handshake runs */
-void secure_stepped(struct net *net, handshake_step_t *step);     /* the connection is back */
 void secure_turn(struct net *net);
 void secure_release(struct net *net); /* drops pending steps: after handshakes_stop, before connections are freed */
 void secure_free(struct net *net);    /* after that */

@@ -306,6 +306,8 @@ static bool begin_handshake(net_t *net, connection_t *connection) {
     return true;
 }
 
+static void secure_stepped(net_t *net, handshake_step_t *step);
+
 /* From now on only the worker uses the state. The poller is told when it reports the connection, which most steps do not see. */
 static void make_step(net_t *net, connection_t *connection, ciphertext_t in) {
     handshake_step_t *step = handshake_step_new(in.bytes, in.size);
@@ -343,7 +345,8 @@ static void opened(net_t *net, connection_t *connection, const handshake_step_t 
     take(net, connection, (ciphertext_t){step->in + step->in_used, step->in_size - step->in_used});
 }
 
-void secure_stepped(net_t *net, handshake_step_t *step) {
+/* The connection is back. */
+static void secure_stepped(net_t *net, handshake_step_t *step) {
     connection_t *connection = step->connection;
     connection->away = false;
     if (connection->state != CONNECTION_OPEN) return;

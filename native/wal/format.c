@@ -95,7 +95,7 @@ void format_record_seal(uint8_t *record, uint32_t seed) {
     store_u32(record + 20, header_crc(record, seed));
 }
 
-format_record_t format_record_of(const uint8_t *bytes) {
+static format_record_t format_record_of(const uint8_t *bytes) {
     return (format_record_t){.lsn = load_u64(bytes + 8),
                              .size = load_u32(bytes + 4),
                              .place = load_u16(bytes + 2),

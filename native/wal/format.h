@@ -64,7 +64,6 @@ typedef struct format_record {
 
 void format_record_begin(uint8_t *out, const format_record_t *record); /* everything except the CRCs */
 void format_record_seal(uint8_t *record, uint32_t seed);               /* adds the CRCs over header and payload */
-format_record_t format_record_of(const uint8_t *bytes);
 uint32_t format_footer_encode(uint8_t out[FORMAT_FOOTER_BYTES], uint32_t seed, uint64_t next_lsn, uint64_t records,
                               uint16_t place, uint8_t flags);
 

@@ -291,7 +291,6 @@ int wal_begin_late(wal_t *wal); /* WAL thread, without an active segment: try ag
 void *read_run(void *wal);
 void wal_wake(wal_t *wal);
 void wal_fail(wal_t *wal, int error); /* error: -errno. Nothing becomes durable any more */
-int wal_sync_data(wal_t *wal, int file);
-void wal_settle(wal_t *wal); /* for tests: wait until both threads are idle */
+void wal_settle(wal_t *wal);          /* for tests: wait until both threads are idle */
 
 #endif

@@ -38,7 +38,7 @@ void wal_fail(wal_t *wal, int error) {
     if (atomic_compare_exchange_strong(&wal->failed, &none, -error)) wal_wake(wal);
 }
 
-int wal_sync_data(wal_t *wal, int file) {
+static int wal_sync_data(wal_t *wal, int file) {
     if (wal->config.no_sync) return 0;
     uint64_t begin = now_us();
     int error = wal->storage->sync_data(wal->storage, file);

@@ -1,4 +1,4 @@
-/* broker/consumer_quota.h: limits the part of the WAL that one durable consumer can keep from deletion.
+/* broker/wal_quota.h: limits the part of the WAL that one durable consumer can keep from deletion.
  *
  *      WAL    [over the quota: released .........][cut][ session_log_bytes ..............................] end
  *             ^ floor of an absent consumer moves up to the cut
@@ -15,8 +15,8 @@
  * Invariant: a turn checks QUOTA_CONSUMERS consumers at most. Messages that are only in the WAL are read by the readers, in
  * their line.
  */
-#ifndef BQ_CONSUMER_QUOTA_H
-#define BQ_CONSUMER_QUOTA_H
+#ifndef BQ_WAL_QUOTA_H
+#define BQ_WAL_QUOTA_H
 
 #include "base/bytes.h"
 
@@ -37,19 +37,19 @@ typedef struct quota_letters {
     uint64_t newest_lsn; /* dead letters up to here are counted */
 } quota_letters_t;
 
-void consumer_quota_letter_logged(struct broker *broker, uint64_t lsn, uint64_t bytes);
+void wal_quota_letter_logged(struct broker *broker, uint64_t lsn, uint64_t bytes);
 /* The same, in a checkpoint. */
-uint32_t consumer_quota_section_size(const struct broker *broker);
-void consumer_quota_section_write(const struct broker *broker, uint8_t *out);
-void consumer_quota_section_load(struct broker *broker, const uint8_t *bytes, uint64_t size);
+uint32_t wal_quota_section_size(const struct broker *broker);
+void wal_quota_section_write(const struct broker *broker, uint8_t *out);
+void wal_quota_section_load(struct broker *broker, const uint8_t *bytes, uint64_t size);
 
-void consumers_quota(struct broker *broker);
+void wal_quota_turn(struct broker *broker);
 /* Minimum interval between checkpoints while moving floors make room in the WAL. UINT64_MAX: the usual interval. */
-uint64_t consumer_quota_checkpoint_ms(const struct broker *broker);
-uint64_t consumers_quota_due_ms(const struct broker *broker); /* UINT64_MAX: never */
+uint64_t wal_quota_checkpoint_ms(const struct broker *broker);
+uint64_t wal_quota_due_ms(const struct broker *broker); /* UINT64_MAX: never */
 /* A message of this consumer is before the cut. True: drop it; it is counted. */
-bool consumer_quota_drops(struct broker *broker, struct consumer *consumer, uint64_t id);
-void consumer_quota_letter(struct broker *broker, struct delivery *delivery); /* otherwise it becomes a dead letter */
-bool consumer_quota_has_room(const struct broker *broker, const struct consumer *consumer); /* for one more dead letter */
+bool wal_quota_drops(struct broker *broker, struct consumer *consumer, uint64_t id);
+void wal_quota_letter(struct broker *broker, struct delivery *delivery);               /* otherwise it becomes a dead letter */
+bool wal_quota_has_room(const struct broker *broker, const struct consumer *consumer); /* for one more dead letter */
 
 #endif

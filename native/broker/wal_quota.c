@@ -1,5 +1,5 @@
-/* broker/consumer_quota.c: see broker/consumer_quota.h. */
-#include "broker/consumer_quota.h"
+/* broker/wal_quota.c: see broker/wal_quota.h. */
+#include "broker/wal_quota.h"
 #include "broker/budget.h"
 #include "broker/broker.h"
 #include "broker/dead_letter.h"
@@ -36,7 +36,7 @@ static void marks_thin(broker_t *broker) {
     letters->count = kept;
 }
 
-void consumer_quota_letter_logged(broker_t *broker, uint64_t lsn, uint64_t bytes) {
+void wal_quota_letter_logged(broker_t *broker, uint64_t lsn, uint64_t bytes) {
     quota_letters_t *letters = &broker->consumers.quota_letters;
     uint64_t quota = broker->config.session_log_bytes, step = broker->wal_segment_bytes;
     if (quota && quota < step) step = quota;
@@ -59,17 +59,17 @@ static uint64_t letter_bytes(const broker_t *broker, uint64_t lsn) {
     return bytes;
 }
 
-uint32_t consumer_quota_section_size(const broker_t *broker) {
+uint32_t wal_quota_section_size(const broker_t *broker) {
     return (uint32_t)(sizeof(uint64_t) + broker->consumers.quota_letters.count * sizeof(quota_mark_t));
 }
 
-void consumer_quota_section_write(const broker_t *broker, uint8_t *out) {
+void wal_quota_section_write(const broker_t *broker, uint8_t *out) {
     const quota_letters_t *letters = &broker->consumers.quota_letters;
     memcpy(out, &letters->newest_lsn, sizeof letters->newest_lsn);
     memcpy(out + sizeof letters->newest_lsn, letters->marks, letters->count * sizeof *letters->marks);
 }
 
-void consumer_quota_section_load(broker_t *broker, const uint8_t *bytes, uint64_t size) {
+void wal_quota_section_load(broker_t *broker, const uint8_t *bytes, uint64_t size) {
     quota_letters_t letters = {.count = 0};
     if (size < sizeof letters.newest_lsn) return;
     memcpy(&letters.newest_lsn, bytes, sizeof letters.newest_lsn);
@@ -95,17 +95,17 @@ static void count(broker_t *broker, consumer_t *consumer, uint64_t id) {
     broker->stats.over_session_log++;
 }
 
-bool consumer_quota_drops(broker_t *broker, consumer_t *consumer, uint64_t id) {
+bool wal_quota_drops(broker_t *broker, consumer_t *consumer, uint64_t id) {
     if (broker->config.session_overflow != BQ_SESSION_OVERFLOW_DROP) return false;
     count(broker, consumer, id);
     return true;
 }
 
-bool consumer_quota_has_room(const broker_t *broker, const consumer_t *consumer) {
+bool wal_quota_has_room(const broker_t *broker, const consumer_t *consumer) {
     return consumer->window_count < QUOTA_LETTERS_MAX && (!consumer->window_count || !budget_over(broker));
 }
 
-void consumer_quota_letter(broker_t *broker, delivery_t *delivery) {
+void wal_quota_letter(broker_t *broker, delivery_t *delivery) {
     if (delivery->given_up) return; /* it is a dead letter already */
     delivery->over = true;
     count(broker, delivery->consumer, delivery->id);
@@ -117,10 +117,10 @@ static void consumer_cut(broker_t *broker, consumer_t *consumer, uint64_t cut_ls
     if (cut_lsn > consumer->quota_lsn) consumer->quota_lsn = cut_lsn;
     for (delivery_t *delivery = consumer->head, *next; delivery && delivery->lsn < cut_lsn; delivery = next) {
         next = delivery->next;
-        if (!delivery->given_up && consumer_quota_drops(broker, consumer, delivery->id))
+        if (!delivery->given_up && wal_quota_drops(broker, consumer, delivery->id))
             delivery_over(broker, delivery);
         else
-            consumer_quota_letter(broker, delivery);
+            wal_quota_letter(broker, delivery);
     }
     if (!consumer->behind || consumer->next_lsn >= cut_lsn) return;
     if (!consumer->members) consumer->sweep = true;
@@ -177,13 +177,13 @@ static bool look_due(const broker_t *broker) {
            broker->dispatched_lsn >= consumers->quota_looked_lsn + consumers->quota_step_lsn;
 }
 
-uint64_t consumer_quota_checkpoint_ms(const broker_t *broker) {
+uint64_t wal_quota_checkpoint_ms(const broker_t *broker) {
     if (!broker->config.session_log_bytes || !broker->consumers.quota_tight) return UINT64_MAX;
     uint64_t ms = broker->consumers.count / QUOTA_CHECKPOINT_CONSUMERS;
     return ms > QUOTA_CHECKPOINT_MS ? ms : QUOTA_CHECKPOINT_MS;
 }
 
-void consumers_quota(broker_t *broker) {
+void wal_quota_turn(broker_t *broker) {
     consumers_t *consumers = &broker->consumers;
     if (!broker->wal || !broker->config.session_log_bytes || broker->dispatched_lsn < broker->found_lsn) return;
     if (!consumers->quota_next) {
@@ -202,7 +202,7 @@ void consumers_quota(broker_t *broker) {
     }
 }
 
-uint64_t consumers_quota_due_ms(const broker_t *broker) {
+uint64_t wal_quota_due_ms(const broker_t *broker) {
     if (!broker->wal || !broker->config.session_log_bytes) return UINT64_MAX;
     return broker->consumers.quota_next ? broker->now_ms : broker->consumers.quota_due_ms;
 }

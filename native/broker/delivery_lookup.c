@@ -1,4 +1,4 @@
-/* broker/consumer_flight.c: tracks which members received which delivery, so that every acknowledgement, however late, finds it.
+/* broker/delivery_lookup.c: tracks which members received which delivery, so that every acknowledgement, however late, finds it.
  *
  *      delivery   now: the current or last member      late: earlier members, which may still acknowledge it
  *
@@ -9,7 +9,7 @@
  * Invariant: from assignment_enter to assignment_leave, each assignment is in the table, in its delivery's list and in its
  * member's list.
  */
-#include "broker/consumer_flight.h"
+#include "broker/delivery_lookup.h"
 
 #define FLIGHT_SIZE_MIN 256u
 

@@ -1,6 +1,6 @@
-/* broker/consumer_flight.h: the functions of broker/consumer_flight.c that run for every delivery, inlined. */
-#ifndef BQ_CONSUMER_FLIGHT_H
-#define BQ_CONSUMER_FLIGHT_H
+/* broker/delivery_lookup.h: the functions of broker/delivery_lookup.c that run for every delivery, inlined. */
+#ifndef BQ_DELIVERY_LOOKUP_H
+#define BQ_DELIVERY_LOOKUP_H
 
 #include "broker/consumer_internal.h"
 #include "broker/broker.h"
