@@ -98,11 +98,19 @@ static int secure_shake(void *pointer, bq_secure_io_t *io) {
     return code == 1 ? BQ_SECURE_DONE : outcome(secure, code);
 }
 
+/* SSL_read would find nothing: all input is used, and OpenSSL keeps no part of a record, no answer and no end. The question costs less
+ * than SSL_read, which makes room for a record before it looks for one. */
+static bool nothing_left(const secure_t *secure) {
+    const SSL *ssl = secure->ssl;
+    return secure->wire.io->in_used == secure->wire.io->in_size && !SSL_has_pending(ssl) && !SSL_in_init(ssl) &&
+           !SSL_want_write(ssl) && !(SSL_get_shutdown(ssl) & SSL_RECEIVED_SHUTDOWN);
+}
+
 static int secure_read(void *pointer, bq_secure_io_t *io, uint8_t *into, uint32_t room, uint32_t *got) {
     secure_t *secure = pointer;
     *got = 0;
     if (!begin(secure, io)) return BQ_SECURE_FAILED;
-    while (*got < room) {
+    while (*got < room && !nothing_left(secure)) {
         size_t size = 0;
         int code = SSL_read_ex(secure->ssl, into + *got, room - *got, &size);
         if (code != 1) {
@@ -111,7 +119,7 @@ static int secure_read(void *pointer, bq_secure_io_t *io, uint8_t *into, uint32_
         }
         *got += (uint32_t)size;
     }
-    return BQ_SECURE_DONE;
+    return *got ? BQ_SECURE_DONE : BQ_SECURE_WANT;
 }
 
 static int secure_write(void *pointer, bq_secure_io_t *io, const uint8_t *from, uint32_t size, uint32_t *taken) {
