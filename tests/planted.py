@@ -331,10 +331,7 @@ BUGS: dict[str, Bug] = {
     ),
     "handshakes_without_a_limit": bug(
         "admission.c",
-        (
-            "if (!net->broker.config.require_hello && !transport->shakes) return true;",
-            "if (!net->broker.config.require_hello) return true;",
-        ),
+        ("!transport->shakes && !websocket) return true;", "!websocket) return true;"),
     ),
     "certificate_without_room_forgotten": bug(
         "transport_secure.c",
