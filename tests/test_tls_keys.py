@@ -139,14 +139,14 @@ def test_after_a_rotation_the_certificate_is_the_new_key(start, authority, keys)
 
 def test_the_key_file_has_each_certificate_for_one_key(keys):
     add_key(keys, "boiler", certificate=SENSOR)
-    with pytest.raises(Exception, match="belongs to the key 'boiler'"):
+    with pytest.raises(Exception, match="already belongs to the key 'boiler'"):
         add_key(keys, "second", certificate=SENSOR)
     add_key(keys, "second", certificate="sensor-13")
     ring = read_keyring(keys)
     assert ring.find_certificate(SENSOR).name == "boiler" and ring.find_certificate("sensor-13").name == "second"
     assert ring.find_certificate("") is None and ring.find_certificate("sensor-1") is None
     change(keys, "second", "certificate", SENSOR)
-    with pytest.raises(ConfigError, match="belongs to another key already"):
+    with pytest.raises(ConfigError, match="already belongs to another key"):
         read_keyring(keys)
 
 

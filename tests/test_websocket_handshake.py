@@ -83,8 +83,8 @@ def test_a_request_by_the_rules_is_accepted(sent):
         (request().replace(b"Host:", b"X: a\nHost:"), 400, "CR LF"),
         (request(X_Long="x" * 8192), 431, "8 KiB"),
         (b"GET /" + b"x" * 9000, 431, "8 KiB"),
-        (HELLO, 400, "speaks WebSocket"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "speaks WebSocket"),
+        (HELLO, 400, "this port is for WebSocket"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "this port is for WebSocket"),
     ],
 )
 def test_any_other_request_is_refused_with_its_cause(sent, status, cause):

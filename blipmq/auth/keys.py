@@ -244,7 +244,7 @@ class _File:
         if key.name in alike or key.digest in self._digests:
             raise self._error(number, f"the key {key.name!r} exists twice")
         if key.certificate and self._certified.setdefault(key.certificate, key.name) != key.name:
-            raise self._error(number, f"the certificate {key.certificate!r} belongs to another key already")
+            raise self._error(number, f"the certificate {key.certificate!r} already belongs to another key")
         if len(self.all) == KEYS_MAX:
             raise self._error(number, f"more than {KEYS_MAX} keys; revoke unused ones")
         alike[key.name] = key
@@ -411,7 +411,9 @@ def _new_line(file: _File, name: str, rights: Sequence[str], text: str, certific
     """The line of a new key for the file."""
     other = file.key_of(certificate)
     if other not in (None, name):
-        raise KeyNameTaken(f"The certificate {certificate!r} belongs to the key {other!r} in {file.path} already.")
+        raise KeyNameTaken(
+            f"The certificate {certificate!r} already belongs to the key {other!r} in {file.path}. Use another certificate."
+        )
     digest = digest_of(text.encode("utf-8", "surrogateescape"), file.salt)
     known = file.name_of(digest)
     if known is not None:

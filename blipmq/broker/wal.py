@@ -232,7 +232,7 @@ class Wal:
             self._log.warning(
                 "dead_letters_unclaimed",
                 messages=unclaimed - self._unclaimed,
-                hint="unacknowledged or over qos1.session_log_bytes, and discarded, because nobody subscribes to dead letters: "
+                hint="discarded, because dead letters have no subscriber (unacknowledged, or over qos1.session_log_bytes): "
                 "subscribe to $dlq/# with QoS 1, durably",
             )
         if dropped > self._dropped:

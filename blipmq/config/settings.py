@@ -40,7 +40,7 @@ class Server(Section):
     ws_bind_addr: str = key(
         "",
         "Where to listen for WebSocket connections (ws://ADDRESS:PORT/blipmq), for browsers and behind web proxies. "
-        "Empty: no such listener; `tls_bind_addr` takes wss:// all the same.",
+        "Empty: no such listener; `tls_bind_addr` accepts wss:// in any case.",
         check=split_address,
     )
     ws_origins: tuple[str, ...] = key(
@@ -267,7 +267,7 @@ class Qos1(Section):
     session_log_bytes: int = key(
         0,
         "Most bytes of the WAL that one durable subscription or queue group may keep from being deleted, counted from its oldest "
-        "message to the end of the WAL. Older messages are treated as `session_overflow` says, so one forgotten subscriber "
+        "message to the end of the WAL. `session_overflow` applies to older messages, so one forgotten subscriber "
         "cannot fill the WAL. Set at most half of `wal.max_bytes`. 0: no limit.",
         "bytes",
         0,
@@ -285,7 +285,7 @@ class Qos1(Section):
     )
     session_expiry_ms: int = key(
         0,
-        "End a durable subscription or queue group after nobody has been connected to it for this long, and discard its stored "
+        "End a durable subscription or queue group after it has had no connected client for this long, and discard its stored "
         "messages. Time while the broker was off counts as far as it is known. 0: never.",
         "ms",
         0,
@@ -440,7 +440,7 @@ class Performance(Section):
 class Limits(Section):
     memory_bytes: int = key(
         512 * MIB,
-        "Memory limit of the core. At the limit, queues of slow subscribers shrink as `queues.overflow_policy` says, and new "
+        "Memory limit of the core. At the limit, queues of slow subscribers shrink according to `queues.overflow_policy`, and new "
         "subscriptions are refused. 0: no limit.",
         "bytes",
         0,

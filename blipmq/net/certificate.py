@@ -74,7 +74,7 @@ def _parts(data: bytes) -> Iterator[tuple[int, bytes]]:
                 raise ValueError("an element's length cannot be read")
             size, at = int.from_bytes(data[at : at + count], "big"), at + count
         if at + size > len(data):
-            raise ValueError("an element is longer than what it is in")
+            raise ValueError("an element is longer than its container")
         yield tag, data[at : at + size]
         at += size
 

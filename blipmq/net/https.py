@@ -96,7 +96,7 @@ class HttpsServer:
     def _displace(self) -> None:
         oldest = next(iter(self._pending))
         peer = self._pending.pop(oldest)
-        why = f"{self._pending_max} handshakes are under way, and it was the slowest"
+        why = f"{self._pending_max} handshakes are in progress, and it was the slowest"
         self._log.warning("tls_refused", peer=peer, why=why)
         oldest.cancel()
 

@@ -98,7 +98,7 @@ class Tls:
             self.certificates.renew_tickets()
         except module.TlsUnusable as error:
             self._log.warning(
-                "tls_tickets_kept", error=error.reason, hint="the keys of session tickets are the old ones"
+                "tls_tickets_kept", error=error.reason, hint="the old keys of session tickets stay in use"
             )
             self._given_s += TICKET_RETRY_SECONDS
         else:

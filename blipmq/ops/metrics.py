@@ -106,7 +106,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     _gauge("blipmq_config_last_reload_successful", "0: the last changed configuration was refused.", "reloads.ok"),
     # authentication
-    _gauge("blipmq_keys", "Keys in effect; 0: the broker asks for none, or admits nobody.", "auth.keys"),
+    _gauge("blipmq_keys", "Keys in effect; 0: no key is required, or no client is admitted.", "auth.keys"),
     _gauge(
         "blipmq_keys_file_ok",
         "0: the key file cannot be read or is not valid, and older keys stay in effect.",
@@ -235,7 +235,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     _counter(
         "blipmq_sessions_expired_total",
-        "Durable subscriptions that ended because nobody was connected to them for qos1.session_expiry_ms.",
+        "Durable subscriptions that ended because no client was connected to them for qos1.session_expiry_ms.",
         "stats.sessions_expired",
     ),
     # the WAL
@@ -331,10 +331,8 @@ METRICS: tuple[Metric, ...] = (
         "blipmq_queue_limit_messages", "Messages that may wait for one subscriber.", "config.queues.subscriber_capacity"
     ),
     _gauge("blipmq_queue_limit_bytes", "Bytes that may wait for one subscriber.", "config.queues.subscriber_bytes"),
-    _counter(
-        "blipmq_publisher_pauses_total", "Times a publisher was held back by a full queue.", "stats.blocked_pauses"
-    ),
-    _gauge("blipmq_publishers_blocked", "Publishers held back now.", "stats.blocked_publishers"),
+    _counter("blipmq_publisher_pauses_total", "Times a publisher was paused by a full queue.", "stats.blocked_pauses"),
+    _gauge("blipmq_publishers_blocked", "Publishers that are paused now.", "stats.blocked_publishers"),
     # connections and subscriptions
     _gauge("blipmq_connections", "Connections open.", "stats.connections"),
     _gauge("blipmq_connections_max", "Connections that may be open at once.", "config.server.max_connections"),

@@ -48,7 +48,7 @@ class Notifier:
 
     def stopping(self, within_s: float) -> None:
         """The broker is stopping, which takes at most `within_s` seconds."""
-        self._send("STOPPING=1", _status_line("sending what is queued"), _extension(within_s))
+        self._send("STOPPING=1", _status_line("sending queued messages"), _extension(within_s))
 
     def starting(self, status: str, within_s: float) -> None:
         """The broker is not ready yet. It repeats this, or is ready, within `within_s` seconds."""

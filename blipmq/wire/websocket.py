@@ -146,7 +146,7 @@ class WebSocket:
         end = self._in.find(b"\r\n\r\n")
         if end < 0:
             if len(self._in) > _HEAD_BYTES_MAX or not b"HTTP/1.".startswith(self._in[:7]):
-                raise HandshakeRefused("the answer is not HTTP. Is that the port of its server.ws_bind_addr?")
+                raise HandshakeRefused("the answer is not HTTP. Check that the port is that of server.ws_bind_addr.")
             return False
         lines = bytes(self._in[:end]).decode("latin-1").split("\r\n")
         headers = {
@@ -159,7 +159,9 @@ class WebSocket:
             raise HandshakeRefused(f"it refused the WebSocket: {status}{': ' if body else ''}{body}", code)
         accept = base64.b64encode(hashlib.sha1(self._key + _GUID, usedforsecurity=False).digest()).decode()
         if headers.get("sec-websocket-accept") != accept or headers.get("upgrade", "").lower() != "websocket":
-            raise HandshakeRefused("its answer does not fit this handshake. Is there a proxy that answers for others?")
+            raise HandshakeRefused(
+                "its answer does not belong to this handshake. Check for a proxy between client and broker."
+            )
         if headers.get("sec-websocket-protocol", self._subprotocol) != self._subprotocol:
             raise HandshakeRefused("it chose a subprotocol that was not offered")
         if "sec-websocket-extensions" in headers:

@@ -14,9 +14,10 @@ typedef struct bq_config {
     /* delivery.default_ttl_ms: Time to live of messages without their own. */
     uint64_t default_ttl_ms;
     /* qos1.session_log_bytes: Most bytes of the WAL that one durable subscription or queue group may keep from being deleted,
-     * counted from its oldest message to the end of the WAL. */
+     * counted from its oldest message to the end of the WAL. `session_overflow` applies to older messages, so one forgotten
+     * subscriber cannot fill the WAL. */
     uint64_t session_log_bytes;
-    /* qos1.session_expiry_ms: End a durable subscription or queue group after nobody has been connected to it for this long, and
+    /* qos1.session_expiry_ms: End a durable subscription or queue group after it has had no connected client for this long, and
      * discard its stored messages. */
     uint64_t session_expiry_ms;
     /* performance.timer_config.max_timeout_ms: Longest time to live. */

@@ -71,7 +71,7 @@ static void refuse(websocket_answer_t *answer, uint16_t status, const char *why)
 }
 
 static void once(websocket_text_t *field, websocket_text_t value, websocket_answer_t *answer) {
-    if (field->bytes) refuse(answer, 400, "a header stands twice in the request");
+    if (field->bytes) refuse(answer, 400, "the request contains a header twice");
     *field = value;
 }
 
@@ -142,7 +142,7 @@ uint32_t websocket_request_read(const uint8_t *bytes, uint32_t size, uint32_t se
     memset(request, 0, sizeof *request);
     memset(answer, 0, sizeof *answer);
     if (size && !is_token(bytes[0])) { /* a BlipMQ frame, TLS: its end as a request would never come */
-        refuse(answer, 400, "this port speaks WebSocket: connect with ws://, or use another port");
+        refuse(answer, 400, "this port is for WebSocket: connect with ws://, or use another port");
         return size;
     }
     const uint32_t limited = size < WEBSOCKET_HEAD_MAX ? size : WEBSOCKET_HEAD_MAX, whole = head_size(bytes, limited, seen);

@@ -57,7 +57,7 @@ enum mqtt_reason {
 #define MQTT_ERRORS(X)                                                                                                           \
     X(TYPE, MALFORMED_PACKET, "there is no packet of this type in this version of MQTT")                                         \
     X(SENDER, PROTOCOL_ERROR, "a client sent a packet that only a server may send")                                              \
-    X(FLAGS, MALFORMED_PACKET, "the reserved bits of a fixed header are not as the specification says")                          \
+    X(FLAGS, MALFORMED_PACKET, "the reserved bits of a fixed header have wrong values")                                          \
     X(LENGTH, MALFORMED_PACKET, "a length of variable size has more than four bytes, or more than it needs")                     \
     X(TOO_LARGE, PACKET_TOO_LARGE, "the packet is larger than the maximum packet size")                                          \
     X(CUT, MALFORMED_PACKET, "the packet ends inside a field")                                                                   \
