@@ -440,7 +440,7 @@ class Performance(Section):
 class Limits(Section):
     memory_bytes: int = key(
         512 * MIB,
-        "Memory limit of the core. At the limit, queues of slow subscribers shrink according to `queues.overflow_policy`, and new "
+        "Memory limit of the core. At the limit, queues of slow subscribers shrink by `queues.overflow_policy`, and new "
         "subscriptions are refused. 0: no limit.",
         "bytes",
         0,
