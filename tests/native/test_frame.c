@@ -59,7 +59,7 @@ static void check_input(void) {
     CHECK(accepted > 1000 && refused > 1000);
 }
 
-static void test_writers_stay_within_what_they_ask_for(void) {
+static void test_writers_write_no_more_bytes_than_they_reserve(void) {
     uint8_t text[300];
     memset(text, 'x', sizeof text);
     for (uint32_t size = 0; size <= 256; size++) {
@@ -92,7 +92,7 @@ static void test_every_code_has_a_phrase(void) {
 
 int main(void) {
     check_input();
-    test_writers_stay_within_what_they_ask_for();
+    test_writers_write_no_more_bytes_than_they_reserve();
     test_every_code_has_a_phrase();
     return 0;
 }

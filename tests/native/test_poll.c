@@ -52,7 +52,7 @@ static void test_readiness_follows_interest(void) {
     poll_close(poller);
 }
 
-static void test_any_number_of_signals_wakes_until_cleared(void) {
+static void test_one_or_more_signals_wake_until_they_are_cleared(void) {
     poll_wake_t wake;
     int poller = poll_open();
     CHECK(poll_wake_open(&wake) == BQ_OK);
@@ -68,7 +68,7 @@ static void test_any_number_of_signals_wakes_until_cleared(void) {
     poll_close(poller);
 }
 
-static void test_accept_names_the_peer(void) {
+static void test_accept_returns_the_address_of_the_peer(void) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)}, own;
     socklen_t size = sizeof address;
     uint8_t peer[16];
@@ -127,7 +127,7 @@ static void tcp_pair(int ends[2]) {
     close(listener);
 }
 
-static void test_who_asks_for_errors_alone_is_told_of_a_reset_and_of_nothing_else(void) {
+static void test_with_interest_in_errors_only_a_reset_is_the_only_event(void) {
     struct linger reset = {.l_onoff = 1, .l_linger = 0};
     int ends[2], poller = poll_open();
     tcp_pair(ends);
@@ -147,7 +147,7 @@ static void test_who_asks_for_errors_alone_is_told_of_a_reset_and_of_nothing_els
     poll_close(poller);
 }
 
-static void test_a_reader_whose_window_is_closed_still_answers(void) {
+static void test_a_peer_with_a_closed_receive_window_still_acknowledges(void) {
     uint32_t quiet_ms, sent_ms;
     int ends[2], small = 4096, other[2];
     char bytes[4096] = {0};
@@ -178,7 +178,7 @@ static void *report_thread(void *argument) {
     return NULL;
 }
 
-static void test_the_thread_has_its_name_and_takes_no_signals(void) {
+static void test_the_thread_has_its_name_and_blocks_signals(void) {
     char name[16];
     sigset_t mask;
     poll_thread_t thread;
@@ -189,7 +189,7 @@ static void test_the_thread_has_its_name_and_takes_no_signals(void) {
     CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0 && !sigismember(&mask, SIGTERM));
 }
 
-static void test_clocks_go_forward(void) {
+static void test_clocks_do_not_go_back(void) {
     uint64_t mono_ms = poll_clock_mono_ms();
     CHECK(poll_clock_mono_ms() >= mono_ms);
     CHECK(poll_clock_wall_ms() > 1700000000000u); /* after 2023: milliseconds since 1970 */
@@ -197,12 +197,12 @@ static void test_clocks_go_forward(void) {
 
 int main(void) {
     test_readiness_follows_interest();
-    test_any_number_of_signals_wakes_until_cleared();
-    test_accept_names_the_peer();
+    test_one_or_more_signals_wake_until_they_are_cleared();
+    test_accept_returns_the_address_of_the_peer();
     test_a_reset_connection_reports_an_error();
-    test_who_asks_for_errors_alone_is_told_of_a_reset_and_of_nothing_else();
-    test_a_reader_whose_window_is_closed_still_answers();
-    test_the_thread_has_its_name_and_takes_no_signals();
-    test_clocks_go_forward();
+    test_with_interest_in_errors_only_a_reset_is_the_only_event();
+    test_a_peer_with_a_closed_receive_window_still_acknowledges();
+    test_the_thread_has_its_name_and_blocks_signals();
+    test_clocks_do_not_go_back();
     return 0;
 }

@@ -142,7 +142,7 @@ static void test_class_sizes_waste_at_most_a_quarter(void) {
     CHECK(pool_good_size(512 * 1024 + 1) == 512 * 1024 + 1);
 }
 
-static void test_a_kept_block_is_hidden_from_late_users_and_given_out_again(void) {
+static void test_a_freed_block_is_poisoned_and_allocated_again(void) {
     pool_init(&pool, 1, 0, 0);
     uint8_t *first = pool_alloc(&pool, 100), *second = pool_alloc(&pool, 100);
     pool_free(&pool, first, 100);
@@ -159,6 +159,6 @@ static void test_a_kept_block_is_hidden_from_late_users_and_given_out_again(void
 int main(void) {
     for (uint64_t seed = 1; seed <= 3; seed++) test_random_operations_agree_with_the_sums(seed);
     test_class_sizes_waste_at_most_a_quarter();
-    test_a_kept_block_is_hidden_from_late_users_and_given_out_again();
+    test_a_freed_block_is_poisoned_and_allocated_again();
     return 0;
 }

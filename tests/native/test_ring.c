@@ -25,7 +25,7 @@ static void check_record(const uint8_t *record, uint32_t size, uint64_t sequence
     for (uint32_t i = 0; i < size; i++) CHECK(record[i] == (uint8_t)(sequence * 31 + i));
 }
 
-static void test_records_come_out_as_they_went_in(uint32_t capacity, uint64_t seed) {
+static void test_records_are_read_unchanged_and_in_order(uint32_t capacity, uint64_t seed) {
     ring_t ring;
     CHECK(ring_init(&ring, capacity) == BQ_OK);
     uint32_t limit = ring_record_max(&ring), size;
@@ -131,7 +131,8 @@ static void test_two_threads_lose_no_record_and_no_wake_up(void) {
 }
 
 int main(void) {
-    for (uint32_t capacity = 64; capacity <= CAPACITY; capacity *= 2) test_records_come_out_as_they_went_in(capacity, capacity);
+    for (uint32_t capacity = 64; capacity <= CAPACITY; capacity *= 2)
+        test_records_are_read_unchanged_and_in_order(capacity, capacity);
     test_sizes_outside_the_limits_are_refused();
     test_only_the_first_commit_after_the_consumer_slept_signals();
     test_two_threads_lose_no_record_and_no_wake_up();

@@ -46,7 +46,7 @@ static void test_key_updates_are_answered(void *context) {
 }
 
 /* A client that asks for new keys and does not read the answers: once the output is full, no more of it is read and kept. */
-static void test_answers_that_nobody_reads_stop_the_input(void *context, bool with_data) {
+static void test_unread_answers_stop_the_input(void *context, bool with_data) {
     SSL_CTX *settings = client_context(TLS1_3_VERSION);
     ends_t ends = ends_open(context, settings);
     bytes_t got = {0};
@@ -75,7 +75,7 @@ static void test_answers_that_nobody_reads_stop_the_input(void *context, bool wi
 }
 
 /* An answer that waits for room comes in front of the next record, and a write waits for it. */
-static void test_a_write_begins_with_the_answer_that_waits(void *context) {
+static void test_a_write_sends_the_waiting_answer_first(void *context) {
     SSL_CTX *settings = client_context(TLS1_3_VERSION);
     ends_t ends = ends_open(context, settings);
     bytes_t got = {0}, sent = {0};
@@ -167,7 +167,7 @@ static double bytes_each(void *context, int version, bool whole) {
     return each;
 }
 
-static void test_a_long_hello_is_refused_by_its_head(void *context) {
+static void test_a_client_hello_that_announces_too_many_bytes_is_refused(void *context) {
     const struct {
         uint32_t size;
         bool refused;
@@ -226,11 +226,11 @@ int main(int count, char **words) {
     void *context = server_context(false);
     if (count > 1 && !strcmp(words[1], "memory")) return measure(context);
     test_key_updates_are_answered(context);
-    test_answers_that_nobody_reads_stop_the_input(context, true);
-    test_answers_that_nobody_reads_stop_the_input(context, false);
-    test_a_write_begins_with_the_answer_that_waits(context);
+    test_unread_answers_stop_the_input(context, true);
+    test_unread_answers_stop_the_input(context, false);
+    test_a_write_sends_the_waiting_answer_first(context);
     test_renegotiation_is_refused(context);
-    test_a_long_hello_is_refused_by_its_head(context);
+    test_a_client_hello_that_announces_too_many_bytes_is_refused(context);
     test_a_handshake_gives_one_ticket(context, TLS1_2_VERSION);
     test_a_handshake_gives_one_ticket(context, TLS1_3_VERSION);
     bqtls_context_free(context);

@@ -128,10 +128,10 @@ static void copy(sim_disk_t *disk, const char *from, const char *to) {
 #define FOURTH "wal-0000000004.log"
 #define RECORD(n) (FORMAT_HEADER_ROOM + (n)*128u) /* offset of the n-th record of a segment */
 
-static void test_a_log_closed_in_order_comes_back_whole(void) { expect(disk_of_sixty(false), 0, 60, 0, 0, 61); }
-static void test_an_unclean_end_that_was_synced_comes_back_whole(void) { expect(disk_of_sixty(true), 0, 60, 0, 0, 61); }
+static void test_a_wal_that_was_closed_is_restored_completely(void) { expect(disk_of_sixty(false), 0, 60, 0, 0, 61); }
+static void test_a_synced_wal_that_was_not_closed_is_restored_completely(void) { expect(disk_of_sixty(true), 0, 60, 0, 0, 61); }
 
-static void test_one_damaged_header_is_made_good_by_its_copy(void) {
+static void test_a_damaged_header_is_replaced_by_its_copy(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     change(disk, SECOND, 20);
     change(disk, THIRD, FORMAT_HEADER_COPY + 8); /* the version: a flipped bit does not count as a newer version */
@@ -147,7 +147,7 @@ static void wipe(sim_disk_t *disk, const char *name, uint64_t offset, uint64_t b
     sim_disk_put(disk, name, data, size);
 }
 
-static void test_a_damaged_header_at_the_end_of_a_file_costs_nothing(void) {
+static void test_a_damaged_header_at_the_end_of_a_file_loses_no_record(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     change(disk, SECOND, config.segment_bytes - 20);
     expect(disk, CASE(HEADER_COPY), 60, 0, 0, 61);
@@ -205,20 +205,20 @@ static void expect_at_most(sim_disk_t *disk, uint32_t cases, uint64_t records, u
     sim_disk_free(disk);
 }
 
-static void test_a_newest_segment_that_is_gone_after_a_kill_is_reported(void) {
+static void test_a_missing_newest_segment_after_a_kill_is_reported(void) {
     sim_disk_t *disk = disk_of_sixty(true);
     sim_disk_remove(disk, THIRD);
     expect_at_most(disk, CASE(GONE) | CASE(MISSING) | CASE(LOST_AT_MOST), 46, 47, 60);
 }
 
-static void test_it_is_reported_when_the_one_made_ahead_is_gone_too(void) {
+static void test_a_missing_newest_segment_is_reported_if_the_preallocated_one_is_missing_too(void) {
     sim_disk_t *disk = disk_of_sixty(true);
     sim_disk_remove(disk, THIRD);
     sim_disk_remove(disk, FOURTH);
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 46, 47, 60);
 }
 
-static void test_it_is_reported_without_the_ledger_too(void) {
+static void test_a_missing_newest_segment_is_reported_without_the_ledger(void) {
     for (int ahead = 0; ahead < 2; ahead++) {
         sim_disk_t *disk = disk_of_sixty(true);
         sim_disk_remove(disk, THIRD);
@@ -239,7 +239,7 @@ static sim_disk_t *disk_of_ten(void) {
     return disk;
 }
 
-static void test_a_first_segment_that_is_gone_or_emptied_after_a_kill_is_reported(void) {
+static void test_a_missing_or_empty_first_segment_after_a_kill_is_reported(void) {
     sim_disk_t *disk = disk_of_ten();
     sim_disk_remove(disk, FIRST);
     expect_at_most(disk, CASE(GONE) | CASE(LOST_AT_MOST), 0, 1, 10);
@@ -256,7 +256,7 @@ static void test_a_first_segment_that_is_gone_or_emptied_after_a_kill_is_reporte
     expect_at_most(disk, CASE(GONE) | CASE(HEADER_MISSING) | CASE(LOST_AT_MOST), 0, 1, 10);
 }
 
-static void test_one_whose_file_is_cut_after_a_kill_is_reported(void) {
+static void test_a_truncated_newest_segment_after_a_kill_is_reported(void) {
     sim_disk_t *disk = disk_of_sixty(true);
     uint64_t size;
     uint8_t *bytes = sim_disk_bytes(disk, THIRD, &size);
@@ -268,7 +268,7 @@ static void test_one_whose_file_is_cut_after_a_kill_is_reported(void) {
     expect_at_most(disk, CASE(CUT) | CASE(GONE) | CASE(LOST_AT_MOST), 46, 47, 60);
 }
 
-static void test_a_wiped_beginning_costs_the_records_in_it_and_no_others(void) {
+static void test_a_zeroed_beginning_loses_only_the_records_in_it(void) {
     sim_disk_t *disk = disk_of_sixty(true);
     wipe(disk, THIRD, 0, RECORD(4));
     expect(disk, CASE(HEADER_PAGE) | CASE(DAMAGED) | CASE(LOST), 56, 47, 50, 61);
@@ -280,7 +280,7 @@ static void test_a_wiped_beginning_costs_the_records_in_it_and_no_others(void) {
     expect_at_most(disk, CASE(HEADER_BAD) | CASE(GONE) | CASE(MISSING) | CASE(LOST_AT_MOST), 46, 47, 60);
 }
 
-static void test_damage_to_a_segment_made_ahead_loses_nothing_and_is_told(void) {
+static void test_damage_to_a_preallocated_segment_loses_no_record_and_is_reported(void) {
     for (int way = 0; way < 4; way++) {
         sim_disk_t *disk = disk_of_sixty(true);
         if (way == 0) wipe(disk, FOURTH, 0, 2048);
@@ -294,7 +294,7 @@ static void test_damage_to_a_segment_made_ahead_loses_nothing_and_is_told(void) 
     }
 }
 
-static void test_lock_with_other_bytes_is_set_aside_and_not_written_to(void) {
+static void test_a_lock_file_with_other_contents_is_moved_aside_and_not_overwritten(void) {
     sim_disk_t *disk = disk_of_ten();
     sim_disk_put(disk, WAL_LOCK_NAME, (const uint8_t *)"precious", 8);
     seen_t seen;
@@ -305,7 +305,7 @@ static void test_lock_with_other_bytes_is_set_aside_and_not_written_to(void) {
     expect(disk, 0, 10, 0, 0, 11);
 }
 
-static void test_a_number_that_no_log_reaches_does_not_become_the_next_one(void) {
+static void test_an_impossible_file_number_is_not_continued(void) {
     static const char *const strays[] = {"wal-9999999999999999999.log", "wal-99999999999999999.log", "wal-0000000500.log"};
     for (uint32_t i = 0; i < 3; i++) {
         sim_disk_t *disk = disk_of_sixty(false);
@@ -331,7 +331,7 @@ static int open_but_links(storage_t *storage, const char *name, bool create) {
     return strcmp(name, "wal-0000000004.log") == 0 && !create ? STORAGE_NOT_A_FILE : open_all(storage, name, create);
 }
 
-static void test_a_link_or_a_directory_with_a_segments_name_is_set_aside(void) {
+static void test_a_link_or_a_directory_named_like_a_segment_is_moved_aside(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     sim_disk_put(disk, FOURTH, (const uint8_t *)"a link", 6);
     storage_t *storage = sim_disk_storage(disk);
@@ -348,7 +348,7 @@ static void test_a_link_or_a_directory_with_a_segments_name_is_set_aside(void) {
     expect(disk, 0, 60, 0, 0, 61);
 }
 
-static void test_what_was_noted_last_comes_back(void) {
+static void test_the_last_note_is_restored(void) {
     sim_disk_t *disk = sim_disk_new(7);
     seen_t seen;
     wal_t *wal = open_with(disk, &seen);
@@ -368,19 +368,19 @@ static void test_what_was_noted_last_comes_back(void) {
     sim_disk_free(disk);
 }
 
-static void test_a_missing_segment_in_the_middle_is_an_exact_loss(void) {
+static void test_a_missing_segment_in_the_middle_loses_exactly_its_records(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     sim_disk_remove(disk, SECOND);
     expect(disk, CASE(MISSING) | CASE(LOST), 37, 24, 46, 61);
 }
 
-static void test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_took_its_place(void) {
+static void test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_replaces_it(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     sim_disk_remove(disk, FIRST);
     expect(disk, CASE(LOST), 37, 1, 23, 61);
 }
 
-static void test_another_logs_segment_is_moved_aside(void) {
+static void test_a_segment_of_another_wal_is_moved_aside(void) {
     sim_disk_t *disk = disk_of_sixty(false), *other = sim_disk_new(99);
     seen_t seen;
     wal_t *wal = open_with(other, &seen);
@@ -394,27 +394,27 @@ static void test_another_logs_segment_is_moved_aside(void) {
     expect(disk, CASE(FOREIGN), 60, 0, 0, 61);
 }
 
-static void test_of_two_files_with_one_segment_the_one_with_its_name_is_used(void) {
+static void test_of_two_copies_of_a_segment_the_one_with_the_right_name_is_used(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     copy(disk, SECOND, "wal-0000000009.log");
     change(disk, "wal-0000000009.log", RECORD(3));
     expect(disk, CASE(DUPLICATE), 60, 0, 0, 61);
 }
 
-static void test_a_renamed_segment_is_used_by_what_its_header_says(void) {
+static void test_a_renamed_segment_is_identified_by_its_header(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     copy(disk, SECOND, "wal-0000000009.log");
     sim_disk_remove(disk, SECOND);
     expect(disk, CASE(MISNAMED), 60, 0, 0, 61);
 }
 
-static void test_damage_in_the_middle_loses_that_record_and_no_other(void) {
+static void test_damage_in_the_middle_loses_only_the_damaged_record(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     change(disk, FIRST, RECORD(4) + 50);
     expect(disk, CASE(DAMAGED) | CASE(LOST), 59, 5, 5, 61);
 }
 
-static void test_damage_before_an_unclean_end_is_not_taken_for_a_torn_tail(void) {
+static void test_damage_before_an_unclean_end_is_not_reported_as_a_torn_end(void) {
     sim_disk_t *disk = disk_of_sixty(true);
     change(disk, THIRD, RECORD(4) + 50);
     CHECK(cases_of(disk) == (CASE(DAMAGED) | CASE(LOST)));
@@ -435,7 +435,7 @@ static void test_a_zeroed_sector_in_the_middle_is_damage(void) {
     expect(disk, CASE(DAMAGED) | CASE(LOST), 56, 5, 8, 61);
 }
 
-static void test_a_cut_on_a_record_boundary_shows(void) {
+static void test_a_file_cut_at_a_record_boundary_is_reported(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     uint64_t size;
     uint8_t *bytes = sim_disk_bytes(disk, SECOND, &size);
@@ -443,7 +443,7 @@ static void test_a_cut_on_a_record_boundary_shows(void) {
     expect(disk, CASE(CUT) | CASE(LOST), 47, 34, 46, 61);
 }
 
-static void test_a_torn_end_is_dropped_counted_and_kept_aside(void) {
+static void test_a_torn_end_is_dropped_counted_and_copied_aside(void) {
     sim_disk_t *disk = disk_of_sixty(true);
     change(disk, THIRD, RECORD(13) + 30);
     CHECK(cases_of(disk) == CASE(TORN));
@@ -454,7 +454,7 @@ static void test_a_torn_end_is_dropped_counted_and_kept_aside(void) {
     expect(disk, 0, 59, 0, 0, 60);
 }
 
-static void test_files_of_other_programs_are_left_alone(void) {
+static void test_files_of_other_programs_are_not_changed(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     static const char *const names[] = {"notes.txt", "wal-1.log", "wal-0000000001.log.bak", "checkpoint-x.ckp",
                                         "wal-000000000a.log"};
@@ -475,7 +475,7 @@ static void checkpoint(wal_t *wal, uint64_t lsn, uint64_t keep_from) {
     wal_settle(wal);
 }
 
-static void test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else(void) {
+static void test_a_damaged_checkpoint_only_makes_replay_longer(void) {
     sim_disk_t *disk = sim_disk_new(5);
     seen_t seen;
     wal_t *wal = open_with(disk, &seen);
@@ -497,7 +497,7 @@ static void test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else(void) {
     sim_disk_free(disk);
 }
 
-static void test_a_newer_major_version_is_refused_and_nothing_is_changed(void) {
+static void test_a_newer_major_version_is_refused_and_no_file_is_changed(void) {
     static const char *const places[] = {THIRD, "checkpoint-0000000001.ckp"};
     for (uint32_t i = 0; i < 2; i++) {
         sim_disk_t *disk = sim_disk_new(5);
@@ -520,7 +520,7 @@ static void test_a_newer_major_version_is_refused_and_nothing_is_changed(void) {
     }
 }
 
-static void test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone(void) {
+static void test_lsns_continue_after_a_checkpoint_when_all_segments_are_missing(void) {
     sim_disk_t *disk = sim_disk_new(5);
     seen_t seen;
     wal_t *wal = open_with(disk, &seen);
@@ -540,7 +540,7 @@ static int64_t read_but_one_page(storage_t *storage, int file, uint64_t offset, 
     return offset < 12288 && offset + size > 8192 ? -5 : read_all(storage, file, offset, bytes, size); /* -EIO */
 }
 
-static void test_a_page_that_cannot_be_read_costs_the_records_in_it(void) {
+static void test_an_unreadable_page_loses_only_the_records_in_it(void) {
     wal_config_t large = config;
     large.segment_bytes = 16384;
     sim_disk_t *disk = sim_disk_new(1);
@@ -563,7 +563,7 @@ static void test_a_page_that_cannot_be_read_costs_the_records_in_it(void) {
     sim_disk_free(disk);
 }
 
-static void test_no_more_than_eight_torn_ends_are_kept(void) {
+static void test_at_most_eight_torn_ends_are_kept(void) {
     sim_disk_t *disk = disk_of_sixty(false);
     for (uint32_t round = 0; round < 12; round++) {
         seen_t seen;
@@ -601,39 +601,39 @@ static const struct {
     const char *name;
     void (*run)(void);
 } tests[] = {
-    TEST(test_a_log_closed_in_order_comes_back_whole),
-    TEST(test_an_unclean_end_that_was_synced_comes_back_whole),
-    TEST(test_one_damaged_header_is_made_good_by_its_copy),
+    TEST(test_a_wal_that_was_closed_is_restored_completely),
+    TEST(test_a_synced_wal_that_was_not_closed_is_restored_completely),
+    TEST(test_a_damaged_header_is_replaced_by_its_copy),
     TEST(test_a_segment_without_any_header_is_moved_aside_and_its_lsns_are_reported),
     TEST(test_an_empty_file_is_moved_aside),
-    TEST(test_a_damaged_header_at_the_end_of_a_file_costs_nothing),
-    TEST(test_a_newest_segment_that_is_gone_after_a_kill_is_reported),
-    TEST(test_it_is_reported_when_the_one_made_ahead_is_gone_too),
-    TEST(test_it_is_reported_without_the_ledger_too),
-    TEST(test_a_first_segment_that_is_gone_or_emptied_after_a_kill_is_reported),
-    TEST(test_one_whose_file_is_cut_after_a_kill_is_reported),
-    TEST(test_a_wiped_beginning_costs_the_records_in_it_and_no_others),
-    TEST(test_damage_to_a_segment_made_ahead_loses_nothing_and_is_told),
-    TEST(test_lock_with_other_bytes_is_set_aside_and_not_written_to),
-    TEST(test_a_number_that_no_log_reaches_does_not_become_the_next_one),
-    TEST(test_a_link_or_a_directory_with_a_segments_name_is_set_aside),
-    TEST(test_what_was_noted_last_comes_back),
-    TEST(test_a_missing_segment_in_the_middle_is_an_exact_loss),
-    TEST(test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_took_its_place),
-    TEST(test_another_logs_segment_is_moved_aside),
-    TEST(test_of_two_files_with_one_segment_the_one_with_its_name_is_used),
-    TEST(test_a_renamed_segment_is_used_by_what_its_header_says),
-    TEST(test_damage_in_the_middle_loses_that_record_and_no_other),
-    TEST(test_damage_before_an_unclean_end_is_not_taken_for_a_torn_tail),
+    TEST(test_a_damaged_header_at_the_end_of_a_file_loses_no_record),
+    TEST(test_a_missing_newest_segment_after_a_kill_is_reported),
+    TEST(test_a_missing_newest_segment_is_reported_if_the_preallocated_one_is_missing_too),
+    TEST(test_a_missing_newest_segment_is_reported_without_the_ledger),
+    TEST(test_a_missing_or_empty_first_segment_after_a_kill_is_reported),
+    TEST(test_a_truncated_newest_segment_after_a_kill_is_reported),
+    TEST(test_a_zeroed_beginning_loses_only_the_records_in_it),
+    TEST(test_damage_to_a_preallocated_segment_loses_no_record_and_is_reported),
+    TEST(test_a_lock_file_with_other_contents_is_moved_aside_and_not_overwritten),
+    TEST(test_an_impossible_file_number_is_not_continued),
+    TEST(test_a_link_or_a_directory_named_like_a_segment_is_moved_aside),
+    TEST(test_the_last_note_is_restored),
+    TEST(test_a_missing_segment_in_the_middle_loses_exactly_its_records),
+    TEST(test_a_missing_first_segment_is_a_loss_unless_a_checkpoint_replaces_it),
+    TEST(test_a_segment_of_another_wal_is_moved_aside),
+    TEST(test_of_two_copies_of_a_segment_the_one_with_the_right_name_is_used),
+    TEST(test_a_renamed_segment_is_identified_by_its_header),
+    TEST(test_damage_in_the_middle_loses_only_the_damaged_record),
+    TEST(test_damage_before_an_unclean_end_is_not_reported_as_a_torn_end),
     TEST(test_a_zeroed_sector_in_the_middle_is_damage),
-    TEST(test_a_cut_on_a_record_boundary_shows),
-    TEST(test_a_torn_end_is_dropped_counted_and_kept_aside),
-    TEST(test_files_of_other_programs_are_left_alone),
-    TEST(test_a_bad_checkpoint_costs_a_longer_replay_and_nothing_else),
-    TEST(test_a_newer_major_version_is_refused_and_nothing_is_changed),
-    TEST(test_lsns_go_on_behind_a_checkpoint_when_every_segment_is_gone),
-    TEST(test_a_page_that_cannot_be_read_costs_the_records_in_it),
-    TEST(test_no_more_than_eight_torn_ends_are_kept),
+    TEST(test_a_file_cut_at_a_record_boundary_is_reported),
+    TEST(test_a_torn_end_is_dropped_counted_and_copied_aside),
+    TEST(test_files_of_other_programs_are_not_changed),
+    TEST(test_a_damaged_checkpoint_only_makes_replay_longer),
+    TEST(test_a_newer_major_version_is_refused_and_no_file_is_changed),
+    TEST(test_lsns_continue_after_a_checkpoint_when_all_segments_are_missing),
+    TEST(test_an_unreadable_page_loses_only_the_records_in_it),
+    TEST(test_at_most_eight_torn_ends_are_kept),
 };
 
 int main(void) {

@@ -58,7 +58,7 @@ static int planned_flock(int file, int operation) { return fails() ? -1 : flock(
 static storage_t *disk;
 static uint8_t written[10000], read_back[10000];
 
-static void test_short_and_interrupted_calls_are_gone_on_with(int file) {
+static void test_short_and_interrupted_calls_are_continued(int file) {
     for (size_t i = 0; i < sizeof written; i++) written[i] = (uint8_t)(i * 7 + 1);
     plan_bytes_max = 700;
     plan_error = EINTR;
@@ -70,7 +70,7 @@ static void test_short_and_interrupted_calls_are_gone_on_with(int file) {
     plan_bytes_max = 0;
 }
 
-static void test_errors_come_back_as_they_are_and_a_sync_is_called_once(int file) {
+static void test_errors_are_returned_unchanged_and_a_failed_sync_is_not_repeated(int file) {
     plan_error = ENOSPC;
     CHECK(disk->write(disk, file, 0, written, 10) == -ENOSPC);
     plan_error = EIO;
@@ -115,7 +115,7 @@ static void test_names_stay_inside_the_directory(void) {
     CHECK(disk->random(disk, a, 16) == 0 && disk->random(disk, b, 16) == 0 && memcmp(a, b, 16) != 0);
 }
 
-static void test_a_name_that_is_taken_is_made_free_and_what_had_it_is_left_as_it_is(void) {
+static void test_a_name_in_use_is_freed_without_changing_the_file_behind_it(void) {
     uint8_t byte;
     int file = disk->open(disk, "victim", true);
     CHECK(file >= 0 && disk->write(disk, file, 0, (const uint8_t *)"precious", 8) == 0);
@@ -137,7 +137,7 @@ static void test_a_name_that_is_taken_is_made_free_and_what_had_it_is_left_as_it
     CHECK(disk->close(disk, file) == 0);
 }
 
-static void test_a_file_that_was_made_here_is_seen_to_be_in_use(const char *directory) {
+static void test_a_file_that_is_open_elsewhere_is_reported_as_locked(const char *directory) {
     int error, file = disk->open(disk, "made", true);
     storage_t *second = storage_posix(directory, &error);
     CHECK(second && file >= 0);
@@ -148,7 +148,7 @@ static void test_a_file_that_was_made_here_is_seen_to_be_in_use(const char *dire
     second->release(second);
 }
 
-static void test_a_directory_that_is_no_longer_where_it_was_takes_nothing_more(const char *directory) {
+static void test_a_moved_directory_accepts_no_more_records(const char *directory) {
     char moved[4200];
     CHECK(snprintf(moved, sizeof moved, "%s-moved", directory) < (int)sizeof moved);
     int file = disk->open(disk, "made", true);
@@ -183,14 +183,14 @@ int main(int count, char **arguments) {
     CHECK(disk && error == 0);
     int file = disk->open(disk, "one", true);
     CHECK(file >= 0);
-    test_short_and_interrupted_calls_are_gone_on_with(file);
-    test_errors_come_back_as_they_are_and_a_sync_is_called_once(file);
+    test_short_and_interrupted_calls_are_continued(file);
+    test_errors_are_returned_unchanged_and_a_failed_sync_is_not_repeated(file);
     test_a_file_system_that_cannot_reserve_blocks_gets_a_longer_file(file);
     CHECK(disk->close(disk, file) == 0);
     test_names_stay_inside_the_directory();
-    test_a_name_that_is_taken_is_made_free_and_what_had_it_is_left_as_it_is();
-    test_a_file_that_was_made_here_is_seen_to_be_in_use(directory);
-    test_a_directory_that_is_no_longer_where_it_was_takes_nothing_more(directory);
+    test_a_name_in_use_is_freed_without_changing_the_file_behind_it();
+    test_a_file_that_is_open_elsewhere_is_reported_as_locked(directory);
+    test_a_moved_directory_accepts_no_more_records(directory);
     test_the_lock_is_held_until_release(directory);
     return 0;
 }

@@ -78,7 +78,7 @@ static bq_wal_item_t run(const char *directory, uint32_t mode, uint64_t *records
     return item;
 }
 
-static void test_a_whole_log_verifies_and_is_exported_in_order(const char *directory) {
+static void test_an_undamaged_wal_verifies_and_is_exported_in_order(const char *directory) {
     char findings[256];
     uint64_t records;
     bq_wal_item_t done = run(directory, BQ_WAL_VERIFY, &records, findings);
@@ -88,7 +88,7 @@ static void test_a_whole_log_verifies_and_is_exported_in_order(const char *direc
     CHECK(records == RECORDS && findings[0] == 0 && done.done_bytes == done.total_bytes);
 }
 
-static void test_a_directory_that_is_not_there_is_not_made(const char *directory) {
+static void test_a_missing_directory_is_not_created(const char *directory) {
     char name[4200];
     int error;
     snprintf(name, sizeof name, "%s/nowhere", directory);
@@ -97,7 +97,7 @@ static void test_a_directory_that_is_not_there_is_not_made(const char *directory
     CHECK(bq_wal_tool_open(directory, 9, &error) == NULL && error == BQ_E_ARGUMENT);
 }
 
-static void test_a_log_in_use_is_left_alone(const char *directory) {
+static void test_a_wal_in_use_is_not_changed(const char *directory) {
     int error;
     wal_t *wal = open_at(directory, NULL);
     for (uint32_t mode = 0; mode < 3; mode++)
@@ -105,7 +105,7 @@ static void test_a_log_in_use_is_left_alone(const char *directory) {
     wal_close(wal);
 }
 
-static void test_damage_is_told_and_repair_leaves_an_orderly_log(const char *directory) {
+static void test_damage_is_reported_and_a_repaired_wal_verifies(const char *directory) {
     char findings[256], name[4200];
     uint64_t records;
     snprintf(name, sizeof name, "%s/wal-0000000001.log", directory);
@@ -119,7 +119,7 @@ static void test_damage_is_told_and_repair_leaves_an_orderly_log(const char *dir
     CHECK(done.clean == 1 && records == left && done.last_lsn == RECORDS);
 }
 
-static void test_a_kept_log_opens_and_holds_what_it_held(const char *kept) {
+static void test_a_wal_of_an_earlier_version_opens_with_all_its_records(const char *kept) {
     char findings[256];
     uint64_t records;
     run(kept, BQ_WAL_EXPORT, &records, findings);
@@ -138,10 +138,10 @@ int main(int count, char **arguments) {
     char directory[4096];
     CHECK(snprintf(directory, sizeof directory, "%s/log", arguments[1]) < 4096);
     make(directory);
-    test_a_whole_log_verifies_and_is_exported_in_order(directory);
-    test_a_directory_that_is_not_there_is_not_made(directory);
-    test_a_log_in_use_is_left_alone(directory);
-    test_damage_is_told_and_repair_leaves_an_orderly_log(directory);
-    test_a_kept_log_opens_and_holds_what_it_held(arguments[2]);
+    test_an_undamaged_wal_verifies_and_is_exported_in_order(directory);
+    test_a_missing_directory_is_not_created(directory);
+    test_a_wal_in_use_is_not_changed(directory);
+    test_damage_is_reported_and_a_repaired_wal_verifies(directory);
+    test_a_wal_of_an_earlier_version_opens_with_all_its_records(arguments[2]);
     return 0;
 }

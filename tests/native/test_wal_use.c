@@ -67,7 +67,7 @@ static void test_appends_are_checked_and_lsns_rise_by_one(void) {
     sim_disk_free(disk);
 }
 
-static void test_a_configuration_that_cannot_work_is_refused(void) {
+static void test_an_invalid_configuration_is_refused(void) {
     wal_config_t bad[4] = {plain, plain, plain, plain};
     wal_t *wal;
     bad[0].max_bytes = 3 * 8192;
@@ -79,7 +79,7 @@ static void test_a_configuration_that_cannot_work_is_refused(void) {
     sim_disk_free(disk);
 }
 
-static void test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_checkpoint_makes_room(void) {
+static void test_at_the_quota_publishes_are_refused_urgent_records_are_accepted_and_a_checkpoint_frees_space(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
     CHECK(fill(wal, false) == WAL_E_FULL && wal_state(wal) == WAL_E_FULL);
@@ -115,7 +115,7 @@ static void wait_for(wal_t *wal, int state) {
     wal_settle(wal);
 }
 
-static void test_the_free_space_reserve_is_left_alone_by_publishes_and_the_log_resumes_by_itself(void) {
+static void test_publishes_do_not_use_the_free_space_reserve_and_continue_when_there_is_space(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_config_t config = plain;
     config.max_bytes = 512u << 10;
@@ -145,7 +145,7 @@ static int write_if_room(storage_t *storage, int file, uint64_t offset, const ui
     return write_there(storage, file, offset, bytes, size);
 }
 
-static void test_a_batch_that_meets_a_full_disk_waits_and_nothing_is_lost(void) {
+static void test_a_batch_waits_while_the_disk_is_full_and_no_record_is_lost(void) {
     sim_disk_t *disk = sim_disk_new(1);
     storage_t *storage = sim_disk_storage(disk);
     write_there = storage->write;
@@ -175,7 +175,7 @@ static void test_a_batch_that_meets_a_full_disk_waits_and_nothing_is_lost(void) 
     sim_disk_free(disk);
 }
 
-static void test_a_start_without_room_for_a_file_refuses_and_takes_publishes_when_there_is_room(void) {
+static void test_a_start_on_a_full_disk_refuses_publishes_until_there_is_space(void) {
     sim_disk_t *disk = sim_disk_new(1);
     sim_disk_room(disk, 0);
     wal_t *wal = open_plain(disk, &plain);
@@ -192,7 +192,7 @@ static void test_a_start_without_room_for_a_file_refuses_and_takes_publishes_whe
     sim_disk_free(disk);
 }
 
-static void test_a_start_with_room_for_less_than_a_segment_takes_acks_and_leaves_a_checkpoint_its_room(void) {
+static void test_a_start_with_less_space_than_a_segment_accepts_acks_and_keeps_space_for_a_checkpoint(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_config_t config = plain;
     config.segment_bytes = 16384;
@@ -217,7 +217,7 @@ static void test_a_start_with_room_for_less_than_a_segment_takes_acks_and_leaves
     sim_disk_free(disk);
 }
 
-static void test_what_is_fetched_after_a_start_without_room_makes_the_room(void) {
+static void test_a_checkpoint_after_a_start_on_a_full_disk_frees_space(void) {
     static uint8_t buffer[4096];
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
@@ -248,7 +248,7 @@ static void test_what_is_fetched_after_a_start_without_room_makes_the_room(void)
     sim_disk_free(disk);
 }
 
-static void test_a_second_opener_is_told_that_the_log_is_locked(void) {
+static void test_a_second_process_gets_the_error_that_the_wal_is_locked(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain), *second;
     CHECK(wal_open(&second, sim_disk_storage(disk), &plain, NULL, NULL, NULL, NULL) == WAL_E_LOCKED && second == NULL);
@@ -266,7 +266,7 @@ static wal_read_t read_at(wal_t *wal, uint32_t slot, uint64_t lsn, uint8_t *buff
     return read;
 }
 
-static void test_records_are_read_back_across_segments_and_a_reclaimed_start_says_where_to_go_on(void) {
+static void test_records_are_read_across_segments_and_a_read_of_a_deleted_start_returns_the_next_lsn(void) {
     static uint8_t buffer[4096];
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
@@ -299,7 +299,7 @@ static void test_records_are_read_back_across_segments_and_a_reclaimed_start_say
     sim_disk_free(disk);
 }
 
-static void test_a_record_that_went_bad_is_never_handed_out(void) {
+static void test_a_record_damaged_on_disk_is_never_returned(void) {
     static uint8_t buffer[4096];
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
@@ -316,7 +316,7 @@ static void test_a_record_that_went_bad_is_never_handed_out(void) {
     sim_disk_free(disk);
 }
 
-static void test_checkpoints_come_one_at_a_time_and_only_of_what_is_durable(void) {
+static void test_one_checkpoint_is_written_at_a_time_and_covers_durable_records_only(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
     append(wal, 10, false);
@@ -347,7 +347,7 @@ static void test_padded_batches_begin_on_block_boundaries(void) {
     sim_disk_free(disk);
 }
 
-static void test_kills_again_and_again_do_not_fill_the_disk(void) {
+static void test_repeated_kills_do_not_fill_the_disk(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_config_t config = {.max_bytes = 4u << 20, .segment_bytes = 64u << 10, .batch_bytes_max = 1024};
     for (int round = 0; round < 40; round++) {
@@ -454,7 +454,7 @@ static bool take(void *context, const wal_record_t *record) {
 }
 
 /* After a kill, so that the end of the WAL and its clean flag must stay unchanged too. */
-static void test_a_log_whose_contents_cannot_be_taken_is_not_opened_and_stays_what_it_was(void) {
+static void test_a_wal_whose_records_are_refused_is_not_opened_and_not_changed(void) {
     sim_disk_t *disk = sim_disk_new(1);
     wal_t *wal = open_plain(disk, &plain);
     append(wal, 100, false);
@@ -488,20 +488,20 @@ static const struct {
     void (*run)(void);
 } tests[] = {
     TEST(test_appends_are_checked_and_lsns_rise_by_one),
-    TEST(test_a_configuration_that_cannot_work_is_refused),
-    TEST(test_at_the_quota_publishes_are_refused_urgent_records_go_on_and_a_checkpoint_makes_room),
-    TEST(test_the_free_space_reserve_is_left_alone_by_publishes_and_the_log_resumes_by_itself),
-    TEST(test_a_batch_that_meets_a_full_disk_waits_and_nothing_is_lost),
-    TEST(test_a_start_without_room_for_a_file_refuses_and_takes_publishes_when_there_is_room),
-    TEST(test_a_start_with_room_for_less_than_a_segment_takes_acks_and_leaves_a_checkpoint_its_room),
-    TEST(test_what_is_fetched_after_a_start_without_room_makes_the_room),
-    TEST(test_a_second_opener_is_told_that_the_log_is_locked),
-    TEST(test_a_log_whose_contents_cannot_be_taken_is_not_opened_and_stays_what_it_was),
-    TEST(test_records_are_read_back_across_segments_and_a_reclaimed_start_says_where_to_go_on),
-    TEST(test_a_record_that_went_bad_is_never_handed_out),
-    TEST(test_checkpoints_come_one_at_a_time_and_only_of_what_is_durable),
+    TEST(test_an_invalid_configuration_is_refused),
+    TEST(test_at_the_quota_publishes_are_refused_urgent_records_are_accepted_and_a_checkpoint_frees_space),
+    TEST(test_publishes_do_not_use_the_free_space_reserve_and_continue_when_there_is_space),
+    TEST(test_a_batch_waits_while_the_disk_is_full_and_no_record_is_lost),
+    TEST(test_a_start_on_a_full_disk_refuses_publishes_until_there_is_space),
+    TEST(test_a_start_with_less_space_than_a_segment_accepts_acks_and_keeps_space_for_a_checkpoint),
+    TEST(test_a_checkpoint_after_a_start_on_a_full_disk_frees_space),
+    TEST(test_a_second_process_gets_the_error_that_the_wal_is_locked),
+    TEST(test_a_wal_whose_records_are_refused_is_not_opened_and_not_changed),
+    TEST(test_records_are_read_across_segments_and_a_read_of_a_deleted_start_returns_the_next_lsn),
+    TEST(test_a_record_damaged_on_disk_is_never_returned),
+    TEST(test_one_checkpoint_is_written_at_a_time_and_covers_durable_records_only),
     TEST(test_padded_batches_begin_on_block_boundaries),
-    TEST(test_kills_again_and_again_do_not_fill_the_disk),
+    TEST(test_repeated_kills_do_not_fill_the_disk),
     TEST(test_writing_reading_and_checkpoints_at_the_same_time_agree),
     TEST(test_after_a_failed_sync_nothing_becomes_durable_and_the_sync_is_not_repeated),
 };

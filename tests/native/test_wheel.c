@@ -96,7 +96,7 @@ static void test_random_operations_agree_with_the_array(uint64_t seed) {
 }
 
 /* Each tick around the borders of the levels, one timer at a time, reached in one step and tick by tick. */
-static void test_level_borders_are_exact(void) {
+static void test_timers_at_the_borders_of_wheel_levels_fire_at_their_tick(void) {
     static const uint64_t borders[] = {1,
                                        255,
                                        256,
@@ -133,7 +133,7 @@ static void test_a_tick_in_the_past_is_due_at_the_next_advance(void) {
     CHECK(wheel_take(&wheel, 5000) == NULL);
 }
 
-static void test_removing_twice_is_harmless(void) {
+static void test_removing_a_timer_twice_has_no_effect(void) {
     wheel_timer_t timer = {0};
     wheel_init(&wheel, 7);
     wheel_remove(&wheel, &timer);
@@ -145,8 +145,8 @@ static void test_removing_twice_is_harmless(void) {
 
 int main(void) {
     for (uint64_t seed = 1; seed <= 8; seed++) test_random_operations_agree_with_the_array(seed);
-    test_level_borders_are_exact();
+    test_timers_at_the_borders_of_wheel_levels_fire_at_their_tick();
     test_a_tick_in_the_past_is_due_at_the_next_advance();
-    test_removing_twice_is_harmless();
+    test_removing_a_timer_twice_has_no_effect();
     return 0;
 }
