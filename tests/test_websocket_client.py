@@ -20,6 +20,7 @@ from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping
 
 import blipmq
 from blipmq.client.address import Address, parse_address
+from blipmq.client.websocket_socket import WebSocketSocket
 from blipmq.errors import BlipMQError, ConfigError, Disconnected, NotAllowed, ProtocolError, Unreachable, UsageError
 from blipmq.wire.websocket import FRAME_BYTES, WebSocket
 
@@ -473,6 +474,48 @@ def test_a_peer_that_does_not_answer_the_request_is_given_up_in_time(blocking):
             blipmq.connect_blocking(address, timeout_s=0.5) if blocking else asyncio.run(connect(address))
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_frame_against_the_rules_ends_the_connection_of_a_client(blocking):
+    """It must be told and closed, or the client would wait for a stream that nobody can read any more."""
+
+    async def run():
+        async with blipmq.Broker(SERVER) as broker:
+            links, states, told = [], [], threading.Event()
+
+            def on_state(state, error):
+                states.append((state, error))
+                if error is not None:
+                    told.set()
+
+            async def serve(socket_):
+                host, _, port = broker.address.rpartition(":")
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(await socket_.recv())
+                await socket_.send(await reader.read(1 << 16))
+                links.append(socket_.transport)
+                await socket_.wait_closed()
+                writer.close()
+
+            async with websockets.serve(serve, "127.0.0.1", 0, subprotocols=["blipmq"]) as server:
+                address = "ws://{}:{}".format(*server.sockets[0].getsockname()[:2])
+                if blocking:
+                    client = await asyncio.to_thread(
+                        blipmq.connect_blocking, address, reconnect=False, on_state=on_state
+                    )
+                    links[0].write(b"\x83\x01x")
+                    with pytest.raises(BlipMQError, match="opcode 3"):
+                        await asyncio.to_thread(client.info)
+                    await asyncio.to_thread(client.close)
+                else:
+                    client = await blipmq.connect(address, reconnect=False, on_state=on_state)
+                    links[0].write(b"\x83\x01x")
+                    assert await asyncio.to_thread(told.wait, 30)
+                    await client.close()
+            assert "opcode 3" in str(states[-1][1])
+
+    asyncio.run(run())
+
+
 # ---- the codec beside wsproto ----
 
 
@@ -534,6 +577,20 @@ def test_a_close_is_answered_and_ends_the_stream():
     assert "4000: because" in str(client.closed)
     server.receive_data(bytes(client.out))
     assert [type(event) for event in server.events()] == [CloseConnection]
+
+
+def test_a_close_that_comes_with_a_payload_is_told_after_it():
+    client, server = opened()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(
+            server.send(BytesMessage(data=b"last")) + server.send(CloseConnection(code=4000, reason="because"))
+        )
+        theirs.shutdown(socket.SHUT_WR)
+        link = WebSocketSocket(ours, client)
+        assert link.recv(1 << 16) == b"last"
+        with pytest.raises(ConnectionResetError, match="4000: because"):
+            link.recv(1 << 16)
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,8 @@ class BlockingConnection:
             data = self._socket.recv(_RECEIVE_BYTES)
         except OSError as error:
             return None if _must_wait(error) else self._lost(error)
+        except ProtocolError as error:  # of WebSocket
+            return self._lost(error)
         if not data:
             return self._lost(None)
         try:

@@ -30,7 +30,10 @@ class WebSocketSocket:
         return f"<WebSocketSocket {self._websocket!r} frame={len(self._frame)}>"
 
     def recv(self, size: int) -> bytes:
-        """Return payload bytes, or b"" at the end. Raises BlockingIOError if no payload has come."""
+        """Return payload bytes, or b"" at the end. Raises BlockingIOError if no payload has come, ConnectionResetError after
+        a Close, ProtocolError if the peer breaks RFC 6455."""
+        if self._websocket.closed is not None:  # it came with the payload of the last call
+            raise ConnectionResetError(str(self._websocket.closed))
         data = self._socket.recv(size)
         if not data:
             return b""

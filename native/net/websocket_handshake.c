@@ -75,11 +75,15 @@ static void once(websocket_text_t *field, websocket_text_t value, websocket_answ
     *field = value;
 }
 
-static void subprotocols_add(websocket_request_t *request, websocket_text_t list) {
+static void subprotocols_add(websocket_request_t *request, websocket_text_t list, websocket_answer_t *answer) {
     while (list.size) {
         websocket_text_t one = trimmed(cut(&list, ','));
-        if (one.size && request->subprotocol_count < sizeof request->subprotocols / sizeof *request->subprotocols)
-            request->subprotocols[request->subprotocol_count++] = one;
+        if (!one.size) continue;
+        if (request->subprotocol_count == WEBSOCKET_SUBPROTOCOLS_MAX) {
+            refuse(answer, 400, "more than 16 subprotocols are offered: offer blipmq, or none");
+            return;
+        }
+        request->subprotocols[request->subprotocol_count++] = one;
     }
 }
 
@@ -94,7 +98,7 @@ static void header_add(websocket_request_t *request, websocket_text_t name, webs
         request->version_13 = text_is(value, "13") && !request->version_given;
         request->version_given = true;
     } else if (text_is_caseless(name, "sec-websocket-protocol")) {
-        subprotocols_add(request, value);
+        subprotocols_add(request, value, answer);
     } else if (text_is_caseless(name, "upgrade")) {
         request->upgrade |= list_has(value, "websocket");
     } else if (text_is_caseless(name, "connection")) {

@@ -10,6 +10,7 @@
 
 #define WEBSOCKET_HEAD_MAX 8192u   /* bytes of a request */
 #define WEBSOCKET_ANSWER_MAX 1024u /* bytes of an answer */
+#define WEBSOCKET_SUBPROTOCOLS_MAX 16u
 
 typedef struct websocket_text {
     const uint8_t *bytes; /* NULL: not there */
@@ -24,7 +25,7 @@ typedef struct websocket_path {
 
 typedef struct websocket_request {
     websocket_text_t method, path, host, origin, key;
-    websocket_text_t subprotocols[4];
+    websocket_text_t subprotocols[WEBSOCKET_SUBPROTOCOLS_MAX];
     uint32_t subprotocol_count;
     bool version_13, version_given, upgrade, connection_upgrade, has_body;
 } websocket_request_t;
