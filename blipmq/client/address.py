@@ -102,6 +102,14 @@ def websocket_failed(address: Address, error: HandshakeRefused) -> BlipMQError:
     return Unreachable(what) if error.status >= 500 or error.status == 408 else ProtocolError(what)
 
 
+def closed_in_handshake() -> ConnectionResetError:
+    """Return the cause of a WebSocket that ended before its answer came."""
+    return ConnectionResetError(
+        "it closed the connection during the WebSocket handshake, as a port without WebSocket does; use the port of its "
+        "server.ws_bind_addr"
+    )
+
+
 def not_found_in_time(address: Address) -> BlipMQError:
     """Return the error for a host name whose look-up timed out."""
     return Unreachable(

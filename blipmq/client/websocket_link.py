@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from blipmq.client.address import Address, websocket_failed
+from blipmq.client.address import Address, closed_in_handshake, websocket_failed
 from blipmq.errors import BlipMQError, ProtocolError
 from blipmq.wire.websocket import HandshakeRefused, WebSocket
 
@@ -97,7 +97,8 @@ class WebSocketLink(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.opened.done():
-            self.opened.set_exception(exc or ConnectionResetError("it closed the connection during the handshake"))
+            lost = exc if exc is not None and not isinstance(exc, ConnectionResetError) else closed_in_handshake()
+            self.opened.set_exception(lost)
         if self._websocket.is_open:
             self._inner.connection_lost(self._error or exc)
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from blipmq.client.address import Address, unreachable, websocket_failed
+from blipmq.client.address import Address, closed_in_handshake, unreachable, websocket_failed
 from blipmq.errors import ProtocolError
 from blipmq.wire.websocket import FRAME_BYTES, HandshakeRefused, WebSocket
 
@@ -102,11 +102,13 @@ def shake_hands(sock: socket.socket, address: Address, deadline_s: float, clock:
 def _receive(sock: socket.socket, websocket: WebSocket) -> None:
     try:
         data = sock.recv(1 << 16)
+    except ConnectionResetError:
+        raise closed_in_handshake() from None
     except OSError as error:
         if type(error).__name__ in ("BlockingIOError", "SSLWantReadError"):
             return
         raise
     if not data:
-        raise ConnectionResetError("it closed the connection during the handshake")
+        raise closed_in_handshake()
     if websocket.receive(data):
         raise ProtocolError("the broker sent messages before HELLO")
