@@ -220,6 +220,11 @@ def test_the_command_line_takes_a_websocket_address(start_broker, address):
         ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["https://A.example"]}, "lower case"),
         ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["https://a.example:443"]}, "usual port"),
         ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["null"]}, "SCHEME://HOST"),
+        ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["https://a.example:"]}, "a port between 1 and 65535"),
+        ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["https://a.example:0444"]}, "a port between 1 and 65535"),
+        ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["https://a.example:99999"]}, "a port between 1 and 65535"),
+        ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["http://::1:3000"]}, "IPv6"),
+        ({"ws_bind_addr": "127.0.0.1:1", "ws_origins": ["http://[::1"]}, "IPv6|port"),
         ({"ws_bind_addr": "nonsense"}, "ADDRESS:PORT"),
     ],
 )

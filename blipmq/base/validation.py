@@ -85,6 +85,12 @@ def check_origin(text: str) -> None:
         raise ValueError(
             "an origin ends with its host or port; it has no path and no user, and is at most 255 ASCII characters"
         )
+    name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
+    name = name if colon else host
+    if not name or (colon and not (port.isdigit() and str(int(port[:6])) == port and 0 < int(port) <= 65535)):
+        raise ValueError(f"expected a host and, behind a colon, a port between 1 and 65535; the port is {port!r}")
+    if any(c in name for c in ":[]") and not (name[0] == "[" and name.find("]") == len(name) - 1):
+        raise ValueError("an origin with an IPv6 address is written as http://[::1]:3000")
     if text != text.lower():
         raise ValueError(f"browsers send it in lower case: {text.lower()}")
     if (scheme, host.rpartition(":")[2]) in (("http", "80"), ("https", "443")):
