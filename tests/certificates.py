@@ -37,14 +37,14 @@ class Authority:
         )
 
     def sign(self, name, *, names="DNS:localhost,IP:127.0.0.1", days=40, key_kind="prime256v1"):
-        """A certificate and its key. `days` may be negative for an expired certificate."""
+        """A certificate and its key. `days` may be negative for an expired certificate, or a part of a day."""
         key, request, file = (self._directory / f"{name}.{ending}" for ending in ("key", "csr", "pem"))
         extensions = self._directory / f"{name}.ext"
         _make_key(key, key_kind)
         openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
         extensions.write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n")
-        if days < 0:
-            self._sign_for_the_past(request, extensions, file, days)
+        if days < 1:
+            self._sign_until(request, extensions, file, days)
         else:
             openssl(
                 *("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.key, "-CAcreateserial"),
@@ -52,9 +52,9 @@ class Authority:
             )
         return file, key
 
-    def _sign_for_the_past(self, request, extensions, file, days):
-        """Valid for a year that ended `-days` days ago. Newer versions of `openssl x509` refuse to make such a
-        certificate."""
+    def _sign_until(self, request, extensions, file, days):
+        """Valid for a year that ends in `days` days. Newer versions of `openssl x509` refuse to make one for the past, and
+        none takes parts of a day."""
         settings, database = self._directory / "ca.cnf", self._directory / "ca.db"
         database.write_text("")
         settings.write_text(

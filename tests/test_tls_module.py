@@ -10,11 +10,12 @@ import ssl
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from broker_process import environment
-from certificates import Authority, openssl
+from certificates import DAY_SECONDS, Authority, openssl
 from secure_end import DONE, END, FAILED, FULL, OPS, WANT, Client, Server, connect
 
 from blipmq.base.hardware import has_aes
@@ -523,6 +524,28 @@ def test_a_resumed_session_keeps_the_certificate_of_the_client(asking, trusting,
     again = Server(asking)
     assert connect(again, Client(settings, client.tls.session)) == DONE
     assert again.facts["resumed"] and again.facts["subject"] == "resumer"
+
+
+def session_of_short_certificate(asking, trusting, authority, version):
+    """A client's settings and session, and the time at which its certificate has expired."""
+    for seconds in (3, 10, 30):  # a busy machine may need longer than the certificate lives
+        end = time.time() + seconds
+        settings = trusting(version, authority.sign("short", days=seconds / DAY_SECONDS))
+        server, client = Server(asking), Client(settings)
+        if connect(server, client) == DONE:
+            server.write_out(b"x")
+            client.read(server.take())
+            return settings, client.tls.session, end + 2
+    raise AssertionError("no handshake within 30 s")
+
+
+@BOTH
+def test_a_ticket_resumes_nothing_after_the_certificate_of_the_client_has_expired(asking, trusting, authority, version):
+    settings, session, expired_s = session_of_short_certificate(asking, trusting, authority, version)
+    assert connect(Server(asking), Client(settings, session)) == DONE
+    time.sleep(max(0.0, expired_s - time.time()))
+    reason, detail = refused(asking, Client(settings, session))
+    assert (reason, detail) == ("certificate verify failed", "certificate has expired")
 
 
 def test_a_renewed_context_keeps_all_rules(pems, authority, trusting):

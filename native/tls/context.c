@@ -131,11 +131,28 @@ static bool set_suites(const context_t *context) {
            SSL_CTX_set_ciphersuites(ssl, chacha ? CHACHA_13 ":" AES_13 : AES_13 ":" CHACHA_13);
 }
 
+/* A ticket holds the client's certificate as it was verified once. If that has expired since, a full handshake follows, which refuses it. */
+static SSL_TICKET_RETURN use_ticket(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t size,
+                                    SSL_TICKET_STATUS status, void *arg) {
+    (void)ssl;
+    (void)name;
+    (void)size;
+    (void)arg;
+    const X509 *certificate = session ? SSL_SESSION_get0_peer(session) : NULL;
+    if (certificate && X509_cmp_current_time(X509_get0_notAfter(certificate)) <= 0) return SSL_TICKET_RETURN_IGNORE_RENEW;
+    switch (status) {
+    case SSL_TICKET_SUCCESS: return SSL_TICKET_RETURN_USE;
+    case SSL_TICKET_SUCCESS_RENEW: return SSL_TICKET_RETURN_USE_RENEW;
+    default: return SSL_TICKET_RETURN_IGNORE_RENEW;
+    }
+}
+
 /* Sessions are stored by the clients, as tickets under keys that only this context has. Their name must be set: without it the
  * library refuses to resume sessions of clients with certificates. */
 static bool set_sessions(SSL_CTX *ssl) {
     SSL_CTX_set_session_cache_mode(ssl, SSL_SESS_CACHE_OFF);
     return SSL_CTX_set_num_tickets(ssl, 1) && SSL_CTX_set_max_early_data(ssl, 0) && SSL_CTX_set_recv_max_early_data(ssl, 0) &&
+           SSL_CTX_set_session_ticket_cb(ssl, NULL, use_ticket, NULL) &&
            SSL_CTX_set_session_id_context(ssl, (const uint8_t *)SESSION_NAME, sizeof SESSION_NAME - 1);
 }
 
