@@ -25,7 +25,7 @@ from blipmq.wire import frames as wire
 NATIVE = TESTS.parent / "native"
 HELLO_MS = 5000
 LINGER_MS = 1000
-UNSENT_BYTES = 64 << 10
+UNSENT_BYTES = 176 << 10
 
 
 @pytest.fixture(scope="module")
@@ -440,6 +440,19 @@ def test_little_more_is_encrypted_than_a_slow_reader_takes(begin: Begin) -> None
         bench.settle()
         reader.receive(2048)
     assert bench.stats()["delivered_bytes"] - reader.received_bytes < 300 << 10
+
+
+def test_a_client_that_does_not_read_its_messages_can_still_publish(begin: Begin) -> None:
+    bench = begin(subscriber_bytes=1 << 20)
+    client = bench.dial(buffer_bytes=4096).shake(b"", b"").subscribe("t")
+    for number in range(1, 101):
+        rest = client.records.data(wire.encode_command(wire.PUB, "t", bytes(90_000)))
+        while rest:
+            taken = client.offer(rest)
+            assert taken, "the core reads"
+            rest = rest[taken:]
+            bench.settle()
+        assert bench.stats()["published"] == number
 
 
 def test_input_stops_while_answers_of_tls_itself_wait(begin: Begin) -> None:

@@ -14,9 +14,9 @@ from blipmq.config.settings import KIB, MIB, Config
 # and the memory that keys add: their hash, and OpenSSL with it.
 INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
 # OpenSSL, the core's buffers and, for HTTPS, the module ssl, where [tls] is configured (measured, rounded up), and one TLS
-# connection: OpenSSL's state, one record that has not come completely, and the ciphertext of one send.
+# connection: OpenSSL's state, one record that has not come completely, the ciphertext of one send, and answers of TLS behind it.
 TLS_BYTES = 10 * MIB
-TLS_CONNECTION_BYTES = (28 + 17 + 112) * KIB
+TLS_CONNECTION_BYTES = (28 + 17 + 176) * KIB
 # A pending handshake: OpenSSL's state, the read and the flight of one step.
 TLS_HANDSHAKE_BYTES = 64 * KIB
 # A WebSocket connection: the layer's state, and the rest of one frame that its socket has not taken; before its upgrade the

@@ -26,9 +26,11 @@
 #define SECURE_IN_BYTES (128u << 10)   /* read limit for ciphertext */
 #define SECURE_OUT_BYTES (112u << 10)  /* room for the records of SECURE_PLAIN_BYTES */
 #define SECURE_PLAIN_BYTES (96u << 10) /* plaintext per send */
-#define UNSENT_BYTES_MAX (64u << 10)   /* ciphertext of one connection; above this its input stops */
-#define SECURE_EVENTS_PER_SECOND 50u   /* clients without rights must not keep Python busy */
-#define WORK_RECORD 24u                /* units of work for one record, and one more for each 64 bytes: see fair_share.h */
+/* Ciphertext of one connection; from here on its input stops. One batch of messages is less, so a client that does not read its
+ * messages can still send. Only answers of TLS itself reach it. */
+#define UNSENT_BYTES_MAX (SECURE_OUT_BYTES + (64u << 10))
+#define SECURE_EVENTS_PER_SECOND 50u /* clients without rights must not keep Python busy */
+#define WORK_RECORD 24u              /* units of work for one record, and one more for each 64 bytes: see fair_share.h */
 
 struct net;
 struct connection;
