@@ -28,13 +28,12 @@ sys.exit(status)
 # Modules of the package that `blipmq start` loads with its log and metrics before any client and any request over HTTP.
 OURS = set(
     """__main__ auth auth.auth base base.affinity base.bind_address base.hardware base.logs base.loop base.peer
-    base.process base.stdio base.validation broker broker.broker broker.clock_sync
-    broker.event_pump broker.message_ids broker.questions broker.status broker.timers broker.wal cli cli.server
-    config config.core_settings config.embedded config.memory config.reader config.schema config.schema_reader
+    base.process base.stdio base.validation broker broker.broker broker.clock_sync broker.event_pump
+    broker.message_ids broker.questions broker.status broker.timers broker.wal cli cli.server config
+    config.core_settings config.embedded config.memory config.reader config.schema config.schema_reader
     config.settings errors native native.clock native.config native.core native.errors native.events native.wal net
-    net.admission_log net.attached net.bind_retry net.listener net.memory_transport ops ops.admin
-    protocols protocols.blip service service.sd_notify service.server service.systemd sessions
-    sessions.connections sessions.listing version""".split()
+    net.admission_log net.bind_retry net.listener ops ops.admin protocols protocols.blip service service.sd_notify
+    service.server service.systemd sessions sessions.connections sessions.listing version""".split()
 )
 # Modules that it must not load, because the modules above do not need them: TLS, key hashes, settings files, command
 # lines with more than one word, answers to requests, international names, archives, and modules that import many

@@ -56,9 +56,7 @@ from blipmq.native.events import (
     Unsubscribed,
 )
 from blipmq.net.admission_log import AdmissionLog
-from blipmq.net.attached import AttachedConnections
 from blipmq.net.listener import address_of, open_listener
-from blipmq.net.memory_transport import MemoryTransport
 from blipmq.protocols.blip import NativeProtocol
 from blipmq.sessions.connections import Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
@@ -68,7 +66,9 @@ if TYPE_CHECKING:
     from blipmq.broker.publisher import Publisher
     from blipmq.client.client import AwaitableContext, Client, Payload
     from blipmq.client.connection import StateCallback
+    from blipmq.net.attached import AttachedConnections
     from blipmq.net.bind_retry import BindRetry
+    from blipmq.net.memory_transport import MemoryTransport
     from blipmq.net.tls import Tls
     from blipmq.protocols.blip_admin import Operators
     from blipmq.sessions.end import End, SessionEnds
@@ -179,7 +179,7 @@ class Broker:
         self._core = core
         self._timers = Timers(self._loop)
         self._pump = EventPump(core, self._loop, self._timers, self.log)
-        self._attached = AttachedConnections(core, self.config, self.log, self._loop)
+        self._attached = None
         self._clocks = clocks
         self._stopped = None
         self._ends = None
@@ -208,7 +208,7 @@ class Broker:
         if websocket is not None:
             self._status.websocket_address = address_of(websocket)
             core.listen(websocket.detach(), websocket=True)
-        self._pump.start(self._handlers(self._protocol, self._status, self._attached))
+        self._pump.start(self._handlers(self._protocol, self._status))
         self._tick()
         self._watch_keys()
 
@@ -343,9 +343,7 @@ class Broker:
 
     async def open_transport(self, protocol: asyncio.BaseProtocol) -> MemoryTransport:
         """Open an in-memory connection and give it to `protocol` as its transport."""
-        self._running()
-        assert self._attached is not None
-        return await self._attached.open(protocol)
+        return await self._attached_connections().open(protocol)
 
     async def stats(self) -> dict[str, int]:
         """The core's counters and gauges, by their names in `bq_stats_t`."""
@@ -435,9 +433,7 @@ class Broker:
 
     # -- events
 
-    def _handlers(
-        self, protocol: NativeProtocol, status: Status, attached: AttachedConnections
-    ) -> dict[type, Callable[[Any], None]]:
+    def _handlers(self, protocol: NativeProtocol, status: Status) -> dict[type, Callable[[Any], None]]:
         return {
             Hello: protocol.hello,
             Sub: protocol.subscribe,
@@ -446,9 +442,9 @@ class Broker:
             Info: protocol.info,
             AdminAsked: protocol.admin,
             Closed: self._closed,
-            Attached: attached.attached,
-            Out: attached.arrived,
-            Consumed: attached.consumed,
+            Attached: lambda event: self._attached_connections().attached(event),
+            Out: lambda event: self._attached_connections().arrived(event),
+            Consumed: lambda event: self._attached_connections().consumed(event),
             Stats: status.stats,
             Listed: status.listed,
             SessionsListed: status.session_lists.listed,
@@ -461,9 +457,18 @@ class Broker:
         }
 
     def _closed(self, event: Closed) -> None:
-        assert self._protocol is not None and self._attached is not None
-        self._attached.closed(event)
+        assert self._protocol is not None
+        if self._attached is not None:
+            self._attached.closed(event)
         self._protocol.closed(event)
+
+    def _attached_connections(self) -> AttachedConnections:
+        if self._attached is None:
+            from blipmq.net.attached import AttachedConnections  # imported here because few brokers have any
+
+            assert self._loop is not None
+            self._attached = AttachedConnections(self._running(), self.config, self.log, self._loop)
+        return self._attached
 
     def _session_ended(self, event: SessionEnded) -> None:
         self._session_ends().ended(event)
@@ -500,12 +505,13 @@ class Broker:
     def _has_stopped(self, event: Stopped) -> None:
         core, loop = self._running(), self._loop
         assert loop is not None and self._stopped is not None
-        assert self._pump is not None and self._timers is not None and self._attached is not None
+        assert self._pump is not None and self._timers is not None
         self._pump.stop()
         core.join()
         self._core = None  # before free: no command may be sent from here on
         self._timers.clear()
-        self._attached.stop()
+        if self._attached is not None:
+            self._attached.stop()
         self._connections.clear()
         self._publisher = None
         self._questions.fail(Disconnected("the broker stopped before it could answer"))
