@@ -450,7 +450,7 @@ def answering(answer):
         (
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n",
             ProtocolError,
-            "fit",
+            "belong to this handshake",
         ),
         (b"SSH-2.0-OpenSSH_9\r\n", ProtocolError, "not HTTP"),
         (b"HTTP/1.1 101 x\r\n" + b"x: y\r\n" * 5000, ProtocolError, "not HTTP"),
