@@ -188,6 +188,8 @@ armv7)
     ;;
 curl) programs curl:curl ;;
 openssl) programs openssl:openssl ;;
+browser) programs chromium-headless-shell:chromium-headless-shell ;;
+nginx) programs nginx:nginx-light ;;
 flatc) programs flatc:flatbuffers-compiler ;;
 deno)
     venv=${2:?usage: setup.sh deno DIR}
@@ -196,5 +198,5 @@ deno)
     ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | flatc | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | flatc | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
 esac
