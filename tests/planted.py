@@ -353,6 +353,33 @@ BUGS: dict[str, Bug] = {
             "else if (secure_is_open(connection) && !connection->send_error) {",
         ),
     ),
+    # ---- WebSocket
+    "begun_frame_not_kept": bug(
+        "websocket.c",
+        (
+            "    if (websocket->frame_bytes) websocket->cut = websocket->cutting;",
+            "    if (bytes > websocket->lead_size && bytes < (uint64_t)websocket->lead_size + websocket->frame_bytes) {\n"
+            "        websocket->rest_size = 0;\n        return bytes - websocket->lead_size;\n    }",
+        ),
+    ),
+    "head_of_the_queue_not_known_to_be_cut": bug(
+        "websocket.c",
+        ("if (websocket->frame_bytes) websocket->cut = websocket->cutting;", "websocket->cut = false;"),
+    ),
+    "frames_without_a_mask_accepted": bug(
+        "websocket_codec.c", ("else if (!(second & 0x80))", "else if (!(second & 0x80) && decoder->fragmented)")
+    ),
+    "any_page_may_connect": bug(
+        "websocket_handshake.c", ("return !strict && !origins->size;", "return !origins->size;")
+    ),
+    "certificate_forgotten_for_origins": bug(
+        "websocket.c",
+        ("(connection->secure && connection->secure->certified)", "(connection->secure && !connection->secure)"),
+    ),
+    "close_after_the_end_of_tls": bug(
+        "websocket.c",
+        ("if (websocket->rest_size || close_due(connection)) return true;", "if (websocket->rest_size) return true;"),
+    ),
 }
 
 

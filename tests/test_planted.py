@@ -57,6 +57,12 @@ BY_TESTS = {
     "certificate_without_room_forgotten": "test_core_secure.py::test_no_request_is_parsed_while_the_certificate",
     "input_while_ciphertext_waits": "test_core_secure.py::test_input_stops_while_answers_of_tls_itself_wait",
     "more_encrypted_while_ciphertext_waits": "test_core_secure.py::test_little_more_is_encrypted_than_a_slow_reader",
+    "begun_frame_not_kept": "test_websocket.py::test_a_frame_that_was_begun_keeps_its_length_while_the_queue_drops",
+    "head_of_the_queue_not_known_to_be_cut": "test_websocket.py::test_a_long_answer_that_was_begun_is_completed",
+    "frames_without_a_mask_accepted": "test_websocket.py::test_a_frame_without_a_mask_is_refused",
+    "any_page_may_connect": "test_websocket_handshake.py::test_pages_may_connect_only_if_their_origin_is_allowed",
+    "certificate_forgotten_for_origins": "test_websocket_secure.py::test_a_certificate_of_the_client_makes_pages_need",
+    "close_after_the_end_of_tls": "test_websocket_secure.py::test_the_close_comes_before_the_end_of_tls",
     "silent_client_keeps_its_place": "test_core_keepalive.py::test_a_client_that_misses_its_keep_alive_is_closed_and",
 }
 SHARE = [
