@@ -302,6 +302,7 @@ class LeaseStorm(Storm):
         with HelloClient(self.broker.address) as client:
             until(lambda: not [row for row in client.info()["sessions"]["list"] if row["durable"]], "all have ended")
             expired = client.info()["sessions"]["expired"]
+        until(lambda: len(self.broker.lines("session_expired")) >= expired, "each end has been read from the log")
         lines = self.broker.lines("session_expired")
         if len(lines) != expired or not {line.get("group") or line.get("client_id") for line in lines} >= {
             lease.name for lease in self.leases
