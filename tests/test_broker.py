@@ -354,7 +354,7 @@ def test_info_returns_the_state_of_the_broker(broker, connect):
     assert row == {
         "client": "gauge-7", "key": "", "peer": subscriber.name, "filters": ["site/+/temp"], "filters_total": 1,
         "queued_messages": 0, "queued_bytes": 0, "enqueued": 1, "delivered": 1,
-        "dropped_ttl": 0, "dropped_queue_full": 0, "blocked": False,
+        "dropped_ttl": 0, "dropped_queue_full": 0, "blocked": False, "websocket": False,
     }  # fmt: skip
     assert set(info["rates"]) == {"in_per_s", "out_per_s"}
     assert info["memory"]["used_bytes"] > 0

@@ -271,7 +271,12 @@ def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
     """The known word nearest to `word`, or ""."""
     import difflib  # imported here because only errors need it, and the start must be fast
 
-    near = difflib.get_close_matches(word, known, 1, cutoff)
+    section, _, name = word.rpartition(".")
+    # In a known section only the names are compared: the section is equal, and would make any two keys look alike.
+    names = {path.rpartition(".")[2]: path for path in known if section and path.rpartition(".")[0] == section}
+    near = [names[found] for found in difflib.get_close_matches(name, names, 1, cutoff)]
+    if not names:
+        near = difflib.get_close_matches(word, known, 1, cutoff)
     if not near:  # the right key in the wrong section
         near = [path for path in known if path.rpartition(".")[2] == word.rpartition(".")[2]][:1]
     return near[0] if near else ""
