@@ -89,7 +89,7 @@ def test_an_api_key_may_contain_any_bytes() -> None:
 
 @pytest.mark.parametrize("action", [-1, 8, 10])
 def test_an_unknown_action_is_not_encoded(action: int) -> None:
-    with pytest.raises(UsageError, match="(?i)action"):
+    with pytest.raises(UsageError, match=r"(?i)action"):
         wire.encode_command(action)
 
 
