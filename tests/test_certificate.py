@@ -1,5 +1,6 @@
 """Certificate parsing of the broker: compared with openssl for the same file, and with invalid input."""
 
+import os
 import ssl
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from blipmq.config.settings import Tls
 from blipmq.errors import ConfigError
-from blipmq.net.certificate import Certificates, read_certificate, subject_of
+from blipmq.net.certificate import FILE_BYTES_MAX, Certificates, read_certificate, subject_of
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +118,25 @@ def test_an_invalid_certificate_file_is_a_configuration_error(authority, tmp_pat
         Certificates(Tls(cert_file=str(damaged), key_file=str(key)))
     with pytest.raises(ConfigError, match=r"tls\.client_ca_file"):
         Certificates(Tls(cert_file=str(cert), key_file=str(key), client_ca_file=str(damaged)))
+    half = tmp_path / "half.pem"
+    half.write_bytes(key.read_bytes()[:100])
+    half.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"tls\.key_file: .*half\.pem: the key is damaged"):
+        Certificates(Tls(cert_file=str(cert), key_file=str(half)))
+    large = tmp_path / "large.pem"
+    large.write_bytes(cert.read_bytes() * (1 + FILE_BYTES_MAX // cert.stat().st_size))
+    with pytest.raises(ConfigError, match="is larger than 1048576 bytes"):
+        Certificates(Tls(cert_file=str(large), key_file=str(key)))
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(authority, tmp_path):
+    cert, key = map(str, authority.sign("whole"))
+    os.mkfifo(tmp_path / "pipe")
+    pipe = str(tmp_path / "pipe")
+    for files in (
+        Tls(cert_file=pipe, key_file=key),
+        Tls(cert_file=cert, key_file=pipe),
+        Tls(cert_file=cert, key_file=key, client_ca_file=pipe),
+    ):
+        with pytest.raises(ConfigError, match="named pipe"):
+            Certificates(files)

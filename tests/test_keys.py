@@ -422,10 +422,16 @@ def test_an_unreadable_file_has_its_own_exit_status(path, monkeypatch):
     def denied(*_args, **_more):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(KeysDenied) as refused:
         read_keyring(path)
     assert refused.value.exit_status == 77
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="named pipe"):
+        read_keyring(path)
 
 
 def test_a_binary_or_oversized_file_is_refused(path, monkeypatch):

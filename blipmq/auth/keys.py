@@ -29,6 +29,7 @@ from calendar import timegm
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from blipmq.base.files import read_file
 from blipmq.base.validation import API_KEY_BYTES_MAX, API_KEY_BYTES_MIN
 from blipmq.errors import BlipMQError, ConfigError, UsageError
 from blipmq.wire.topics import check_filter, covers
@@ -297,8 +298,7 @@ def _seconds_of(text: Any) -> int | None:
 
 def _read(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
+        raw = read_file(path, FILE_BYTES_MAX + 1)
     except OSError as error:
         raise _system_error(path, "read", error) from None
     if len(raw) > FILE_BYTES_MAX:

@@ -98,7 +98,7 @@ def _parse(text: str, tls: bool) -> Address:
 def websocket_failed(address: Address, error: HandshakeRefused) -> BlipMQError:
     """Return the error for a failed handshake of a WebSocket. A broker or proxy that is overloaded or starting may accept
     the next one."""
-    what = f"Cannot open a WebSocket at {address}: {error}."
+    what = f"Cannot open a WebSocket at {address}: {str(error).rstrip('.')}."
     return Unreachable(what) if error.status >= 500 or error.status == 408 else ProtocolError(what)
 
 

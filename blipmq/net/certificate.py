@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from blipmq.base.files import read_file
 from blipmq.base.hardware import has_aes
 from blipmq.config.settings import Tls
 from blipmq.errors import ConfigError, FileUnusable
@@ -230,13 +231,16 @@ def _https(settings: Tls) -> ssl.SSLContext:
 def _read(key: str, path: str, holds: str) -> str:
     """The text of a PEM file. Raises `ConfigError` if the file does not hold this kind."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(FILE_BYTES_MAX + 1).decode("latin-1")
+        text = read_file(path, FILE_BYTES_MAX + 1).decode("latin-1")
     except OSError as error:
         raise FileUnusable(
             f"{key}: {path} cannot be read: {error.strerror}. Correct the path, or allow the broker's user to read the file."
         ) from None
-    if len(text) > FILE_BYTES_MAX or holds not in text:
+    if len(text) > FILE_BYTES_MAX:
+        raise FileUnusable(
+            f"{key}: {path} is larger than {FILE_BYTES_MAX} bytes. Name a PEM file with fewer certificates."
+        )
+    if holds not in text:
         what = "private key" if "KEY" in holds else "certificate"
         raise FileUnusable(f"{key}: {path} holds no {what} in PEM format. Name a PEM file.")
     return text
@@ -265,6 +269,11 @@ def _explained(settings: Tls, error: TlsUnusable) -> str:
         return (
             f"tls.key_file: {settings.key_file}: the key is encrypted, but the broker cannot ask for a pass phrase. "
             "Decrypt it (`openssl pkey -in OLD -out NEW`), and make the file readable only for the broker's user."
+        )
+    if error.part is Part.KEY:
+        return (
+            f"tls.key_file: {settings.key_file}: the key is damaged, or of a kind that OpenSSL does not know: {error.reason}. "
+            "Check it with `openssl pkey -noout -in FILE`, or copy the file again."
         )
     if error.part is Part.CLIENT_CA:
         return (
