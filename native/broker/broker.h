@@ -63,6 +63,7 @@ typedef struct broker {
     pending_dispatch_t dispatch; /* of the oldest one */
     bool commits_left;           /* some durable commits are left for the next turn */
     uint64_t dispatched_lsn;     /* everything up to this LSN has been offered to its consumers */
+    topic_t *dispatched_topic;   /* of the last publish; a hint: compare the name before use */
     uint64_t found_lsn;          /* last LSN found at the start; not durable yet if a full disk prevented syncing it */
     uint64_t ids_reserved;
     uint64_t run; /* distinguishes the records of this process from those of earlier ones */

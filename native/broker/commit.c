@@ -329,7 +329,11 @@ static bool pending_topic_ready(broker_t *broker, const pending_commit_t *pendin
     int error = 0;
     *topic = NULL;
     if (pending->kind != PENDING_PUBLISH && pending->kind != PENDING_FOLLOW) return true;
-    *topic = publish_topic(broker, NULL, message_topic(pending_bytes_at(pending)), pending->topic_size, &error);
+    const uint8_t *name = message_topic(pending_bytes_at(pending));
+    topic_t *last = broker->dispatched_topic;
+    *topic =
+        last && topic_is(last, name, pending->topic_size) ? last : publish_topic(broker, NULL, name, pending->topic_size, &error);
+    broker->dispatched_topic = *topic;
     if (!*topic) return true;
     enum route_outcome outcome = route_ready(broker->routes, *topic, units);
     if (outcome == ROUTE_NO_MEMORY) *topic = NULL;
