@@ -1,4 +1,4 @@
-"""`python -m bench.websocket [--rounds N] [--seconds S]`: the broker's processor time for a delivered message, over WebSocket
+"""`python -m bench websocket [--rounds N] [--seconds S]`: the broker's processor time for a delivered message, over WebSocket
 and over plain TCP, in turn.
 
     small       50 pairs of a publisher and a subscriber, one message a write, 2,000 a second in all
@@ -164,7 +164,7 @@ def start(directory: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench.websocket", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="bench websocket", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--shape", action="append", choices=[shape.name for shape in SHAPES])
