@@ -21,7 +21,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-bare test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help run test test-bare test-bare-ci test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -80,6 +80,10 @@ test: $(VENV)/.test $(CORE) ## run the test suite without slow tests; ARGS='-k n
 test-bare: ## `make run` to its first message and `make test` on bare Debian 12 and 13 (root, Debian)
 	@packaging/bare bookworm run test
 	@packaging/bare trixie run test
+
+test-bare-ci: ## as `make test-bare`, but without the tests of the core alone on Debian 13
+	@packaging/bare bookworm run test
+	@packaging/bare trixie run share
 
 test-bare-all: ## `make test-bare` with the slow tests
 	@packaging/bare bookworm run test slow
