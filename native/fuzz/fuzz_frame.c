@@ -25,13 +25,13 @@ static void read_view(const bq_view_t *view) {
 }
 
 static void write_message(const bq_view_t *view) {
-    uint32_t prefix_size = header_template_size(view->topic_size);
-    uint8_t *out = malloc((size_t)prefix_size + view->payload_size);
+    uint32_t header_size = header_template_size(view->topic_size);
+    uint8_t *out = malloc((size_t)header_size + view->payload_size);
     CHECK(out != NULL);
     header_template_write(out, view->topic, view->topic_size);
-    header_patch(out, prefix_size, view->seq, view->seq, view->ttl_ms, view->payload_size);
-    if (view->payload_size) memcpy(out + prefix_size, view->payload, view->payload_size);
-    CHECK(load_be32(out) == prefix_size - 4 + view->payload_size && out[4] == 1);
+    header_patch(out, header_size, view->seq, view->seq, view->ttl_ms, view->payload_size);
+    if (view->payload_size) memcpy(out + header_size, view->payload, view->payload_size);
+    CHECK(load_be32(out) == header_size - 4 + view->payload_size && out[4] == 1);
     free(out);
 }
 

@@ -182,7 +182,7 @@ static uint16_t ask_for(model_t *model, test_client_t *client, fields_t fields) 
     if (!client->open) return UINT16_MAX;
     fields.seq = model->answer_seq = ++model->seq + (1ull << 32);
     model->answered = false;
-    feed(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
+    send_input(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
     for (uint32_t turns = 0; turns < 24 && !model->answered; turns++) turn(&model->machine, turns < 6 ? 0 : 2);
     return model->answered ? model->answer_code : UINT16_MAX;
 }
@@ -316,7 +316,7 @@ static void collect(model_t *model) {
     }
     while (client->open && model->letters_count) {
         fields_t fields = {.action = FRAME_ACK, .seq = model->letters[--model->letters_count]};
-        feed(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
+        send_input(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
         turn(&model->machine, 0);
     }
 }
@@ -385,7 +385,7 @@ static void acknowledge(model_t *model, uint32_t person, uint32_t which) {
     which %= *count;
     uint64_t id = model->unacked[person][which];
     fields_t fields = {.action = FRAME_ACK, .seq = id};
-    feed(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
+    send_input(&model->machine, client, (text_t){frame, command_encode(frame, &fields)}, 0);
     turn(&model->machine, 0);
     model->unacked[person][which] = model->unacked[person][--*count];
     for (sub_t *sub = model->subs; sub < model->subs + SUBS_MAX; sub++) {
@@ -455,7 +455,7 @@ static void everything_is_fetched(model_t *model) {
         for (uint32_t person = 0; person < PEOPLE; person++) {
             test_client_t *client = client_of(model, person);
             client->reads = true;
-            took(&model->machine, client, client->untaken);
+            credit_back(&model->machine, client, client->credit_due);
             for (; model->unacked_count[person]; some = true) acknowledge(model, person, 0);
         }
         look_back(model);
@@ -507,7 +507,7 @@ static void step_one(model_t *model, uint8_t what, input_t *input) {
         return;
     case 10:
         client->reads = !client->reads;
-        if (client->reads) took(&model->machine, client, client->untaken);
+        if (client->reads) credit_back(&model->machine, client, client->credit_due);
         return;
     case 11: settle(&model->machine, input_time(input), 1 + more % 4); return;
     case 12: unsubscribe(model, person, (more >> 2) % COUNT(WANTED)); return;

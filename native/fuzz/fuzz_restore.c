@@ -106,7 +106,7 @@ static void read_all(machine_t *machine) {
     }
     settle(machine, 1, 12);
     fields_t ack = {.action = FRAME_ACK, .seq = client->last_id};
-    feed(machine, client, (text_t){frame, command_encode(frame, &ack)}, 0);
+    send_input(machine, client, (text_t){frame, command_encode(frame, &ack)}, 0);
     settle(machine, 2000, 6);
 }
 

@@ -30,7 +30,7 @@ typedef struct test_client {
     bq_conn_t conn;
     bool attaching, open, trusted, admitted, reads, asked;
     uint16_t ask_type;
-    uint64_t ask_seq, ask_value, fed, consumed, untaken, last_id;
+    uint64_t ask_seq, ask_value, input_sent, consumed, credit_due, last_id;
     uint32_t ask_flags, ask_text_size, ask_data_size;
     uint8_t ask_text[REQUEST_BYTES_MAX], ask_data[REQUEST_BYTES_MAX];
     char filters[FILTERS_MAX][TOPIC_BYTES_MAX];
@@ -201,11 +201,11 @@ static void client_gone(test_client_t *client) {
     memset(client, 0, sizeof *client);
 }
 
-static void took(machine_t *machine, test_client_t *client, uint64_t bytes) {
+static void credit_back(machine_t *machine, test_client_t *client, uint64_t bytes) {
     text_t none = {NULL, 0};
-    if (bytes > client->untaken) bytes = client->untaken;
+    if (bytes > client->credit_due) bytes = client->credit_due;
     if (bytes && push(machine, (bq_command_t){.type = BQ_CMD_CREDIT, .conn = client->conn, .value = bytes}, none, none))
-        client->untaken -= bytes;
+        client->credit_due -= bytes;
 }
 
 static void attached(machine_t *machine, const bq_event_t *event) {
@@ -238,13 +238,13 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     case BQ_EV_UNSUBSCRIBED: CHECK(filter_check(event->text, event->text_size) >= 0); return;
     case BQ_EV_CONSUMED:
         client->consumed += event->value;
-        CHECK(client->consumed <= client->fed);
+        CHECK(client->consumed <= client->input_sent);
         return;
     case BQ_EV_OUT:
         arrived(machine, client, event->data, event->data_size);
-        client->untaken += event->data_size;
-        CHECK(client->untaken <= CREDIT_BYTES);
-        if (client->reads) took(machine, client, client->untaken);
+        client->credit_due += event->data_size;
+        CHECK(client->credit_due <= CREDIT_BYTES);
+        if (client->reads) credit_back(machine, client, client->credit_due);
         return;
     default: asked(machine, client, event); return;
     }
@@ -403,7 +403,7 @@ static uint32_t command_encode(uint8_t *out, const fields_t *fields) {
 }
 
 /* Send the bytes at once, or in two parts with a turn in between. */
-static void feed(machine_t *machine, test_client_t *client, text_t bytes, uint32_t cut) {
+static void send_input(machine_t *machine, test_client_t *client, text_t bytes, uint32_t cut) {
     uint64_t before = client->conn;
     text_t none = {NULL, 0};
     while (bytes.size && client->open && client->conn == before) {
@@ -412,7 +412,7 @@ static void feed(machine_t *machine, test_client_t *client, text_t bytes, uint32
             client->desynchronised = true;
             return;
         }
-        client->fed += size;
+        client->input_sent += size;
         bytes = (text_t){bytes.bytes + size, bytes.size - size};
         cut = 0;
         if (bytes.size) turn(machine, 0);
@@ -454,7 +454,7 @@ static void step_command(machine_t *machine, test_client_t *client, input_t *inp
     for (uint32_t times = kind & 32 ? 1 + (kind >> 6) * 5u : 1; times; times--) {
         bool owed = client->welcomed && !client->ended && fields.action != FRAME_ACK && fields.action != FRAME_QUIT;
         client->requests += owed && (fields.action != FRAME_PUB || fields.qos); /* QoS 0 is answered only if it is refused */
-        feed(machine, client, (text_t){frame, size}, cut);
+        send_input(machine, client, (text_t){frame, size}, cut);
         if (fields.action == FRAME_QUIT) ended(machine, client);
     }
 }
@@ -469,7 +469,7 @@ static void step_raw(machine_t *machine, test_client_t *client, input_t *input) 
     /* With a correct length in front, or unchanged */
     text_t all = how & 1 ? (text_t){copy, bytes.size + 4} : (text_t){copy + 4, bytes.size};
     client->desynchronised = true;
-    feed(machine, client, all, how >> 1);
+    send_input(machine, client, all, how >> 1);
     free(copy);
 }
 
@@ -570,7 +570,7 @@ static inline void step(machine_t *machine, uint8_t what, input_t *input) {
     case 4: step_command(machine, client, input); return;
     case 5: step_raw(machine, client, input); return;
     case 6: step_answer(machine, client, input); return;
-    case 7: took(machine, client, input_byte(input) * 97u); return;
+    case 7: credit_back(machine, client, input_byte(input) * 97u); return;
     case 8: client->reads = !client->reads; return;
     case 9: settle(machine, input_time(input), 1); return;
     case 10: settle(machine, input_time(input), 1 + input_byte(input) % 8); return;
@@ -644,7 +644,7 @@ static void finish(machine_t *machine) {
         client->reads = true;
         settle(machine, 0, 1);
         if (client->asked) answer(machine, client);
-        took(machine, client, client->untaken);
+        credit_back(machine, client, client->credit_due);
     }
     settle(machine, 1, 4);
     for (uint32_t tries = 0; tries < 50 && !push(machine, (bq_command_t){.type = BQ_CMD_STOP, .value = 1000}, none, none);

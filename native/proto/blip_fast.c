@@ -104,19 +104,19 @@ NOINLINE uint32_t blip_fast_path(net_t *net, const uint8_t *first, uint32_t size
     if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
     publish_model_t model = model_of(first, view, place);
     queue_run_t *run = &net->broker.open.run;
-    const uint32_t prefix_size = net->broker.open.topic->header_size, count_max = net->broker.open.count_max - run->count;
+    const uint32_t header_size = net->broker.open.topic->header_size, count_max = net->broker.open.count_max - run->count;
     const uint32_t buffer_room = run->buffer->capacity - run->buffer->used;
     if (buffer_room < SLACK) return 0;
     uint32_t room = net->broker.open.size_max - run->size;
     if (room > buffer_room - SLACK) room = buffer_room - SLACK;
 
     /* The header is a copy of the first one's. Only the id differs, and the lengths if the size differs. */
-    uint8_t *const begin = run->buffer->bytes + run->buffer->used, *const prefix = begin - model.payload_size - prefix_size;
+    uint8_t *const begin = run->buffer->bytes + run->buffer->used, *const header = begin - model.payload_size - header_size;
     const uint8_t *const end = first + size;
     const uint64_t first_id = net->broker.next_message_id;
     piece_t head[BLOCK_PIECES], opening[BLOCK_PIECES];
     head_load(head, &model);
-    block_load(opening, prefix);
+    block_load(opening, header);
     uint8_t *out = begin;
     const uint8_t *frame = first + model.size;
     uint32_t count = 0;
@@ -128,12 +128,12 @@ NOINLINE uint32_t blip_fast_path(net_t *net, const uint8_t *first, uint32_t size
             model = resized;
             head_load(head, &model);
         }
-        const uint32_t payload_size = model.payload_size, out_size = prefix_size + payload_size;
+        const uint32_t payload_size = model.payload_size, out_size = header_size + payload_size;
         if (BQ_UNLIKELY(out_size > room)) break;
         block_store(out, opening);
-        for (uint32_t at = BLOCK; at < prefix_size; at += PIECE) piece_store(out + at, piece_load(prefix + at));
-        header_renumber(out, prefix_size, first_id + count, payload_size);
-        blocks_copy(out + prefix_size, frame + model.payload_at, payload_size);
+        for (uint32_t at = BLOCK; at < header_size; at += PIECE) piece_store(out + at, piece_load(header + at));
+        header_renumber(out, header_size, first_id + count, payload_size);
+        blocks_copy(out + header_size, frame + model.payload_at, payload_size);
         out += out_size;
         room -= out_size;
         frame += model.size;
@@ -144,7 +144,7 @@ NOINLINE uint32_t blip_fast_path(net_t *net, const uint8_t *first, uint32_t size
     run->count += count;
     net->broker.next_message_id += count;
     net->broker.stats.published += count;
-    net->broker.stats.published_bytes += bytes - (uint64_t)count * prefix_size;
+    net->broker.stats.published_bytes += bytes - (uint64_t)count * header_size;
     net->broker.stats.frames_in += count;
     return (uint32_t)(frame - first) - load_be32(first) - 4;
 }
