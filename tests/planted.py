@@ -349,7 +349,7 @@ BUGS: dict[str, Bug] = {
     "more_encrypted_while_ciphertext_waits": bug(
         "transport_secure.c",
         (
-            "else if (secure_is_open(connection) && !secure->unsent_size && !connection->send_error) {",
+            "else if (secure_is_open(connection) && !secure->unsent_size && !secure->stalled && !connection->send_error) {",
             "else if (secure_is_open(connection) && !connection->send_error) {",
         ),
     ),

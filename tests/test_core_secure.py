@@ -483,6 +483,20 @@ def test_after_the_answers_are_read_input_continues(begin: Begin) -> None:
     assert bench.stats()["published"] == 1
 
 
+def test_output_waits_while_half_a_message_of_tls_itself_has_come(begin: Begin) -> None:
+    bench = begin()
+    client = bench.secure_client().hello_over()
+    replies = len(client.replies)
+    client.raw(client.records.seal(ASK, b"H"))
+    client.send(wire.PING, seq=4)
+    client.send(wire.PING, seq=5)
+    client.pump()
+    assert len(client.replies) == replies and not client.eof
+    client.raw(client.records.seal(ASK))
+    client.pump()
+    assert [reply.seq for reply in client.replies[replies:]] == [4, 5] and not client.eof
+
+
 def test_memory_is_returned_when_a_slow_reader_has_read(begin: Begin) -> None:
     bench = begin()
     reader = bench.dial(buffer_bytes=4096).shake(b"", b"").subscribe("t")

@@ -44,6 +44,7 @@ typedef struct secure {
     bool open;      /* the handshake is done */
     bool failed;    /* nothing more can be encrypted or decrypted */
     bool ended;     /* close_notify is written */
+    bool stalled;   /* nothing can be encrypted before more input: half a message of TLS itself has come */
     bool untold;    /* the event of its certificate waits for room */
     bool begun;     /* its first four bytes of plaintext have come */
     bool certified; /* the client showed a certificate, which a browser does by itself */

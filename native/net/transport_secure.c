@@ -147,7 +147,7 @@ static void send_unsent(net_t *net, connection_t *connection) {
     secure->unsent_at = secure->unsent_capacity = 0;
 }
 
-/* Encrypts one part. false: the socket takes no more, or the module failed. *taken counts plaintext. */
+/* Encrypts one part. false: the socket or the module takes no more, or the module failed. *taken counts plaintext. */
 static bool encrypt_part(net_t *net, connection_t *connection, bq_secure_io_t *io, const struct iovec *part, uint64_t *taken) {
     secure_t *secure = connection->secure;
     for (size_t at = 0; at < part->iov_len;) {
@@ -161,6 +161,9 @@ static bool encrypt_part(net_t *net, connection_t *connection, bq_secure_io_t *i
             put(net, connection, io->out, io->out_used);
             io->out_used = 0;
             if (secure->unsent_size || connection->send_error) return false;
+        } else if (result == BQ_SECURE_WANT) {
+            secure->stalled = true;
+            return false;
         } else if (result != BQ_SECURE_DONE) {
             secure->failed = true;
             transport_tcp_failed(net, connection, ECONNRESET);
@@ -197,13 +200,14 @@ static void secure_flush(net_t *net, connection_t *connection) {
     if (secure && secure->unsent_size) send_unsent(net, connection);
     if (secure && secure->failed)
         net->broker.stats.dropped_disconnect += queue_clear(&connection->client.queue, &net->broker.queues, UINT32_MAX);
-    else if (secure_is_open(connection) && !secure->unsent_size && !connection->send_error) {
+    else if (secure_is_open(connection) && !secure->unsent_size && !secure->stalled && !connection->send_error) {
         if (output_left(connection)) encrypt_batch(net, connection);
         if (connection->state == CONNECTION_CLOSING && !output_left(connection) && !secure->unsent_size && !secure->ended)
             end_output(net, connection);
     }
     if (connection->send_error) return;
-    connection->client.blocked = unsent_bytes(connection) || (!secure_is_open(connection) && output_left(connection));
+    bool waits = !secure_is_open(connection) || secure->stalled;
+    connection->client.blocked = unsent_bytes(connection) || (waits && output_left(connection));
     connection_update_interest(net, connection);
     if (!connection->client.blocked && output_left(connection))
         client_mark_dirty(&net->broker, &connection->client, FLUSH_NARROW);
@@ -280,6 +284,11 @@ static void take(net_t *net, connection_t *connection, ciphertext_t in) {
     if (!gather_own && kept) memcpy(buffer, connection->in + connection->in_start, kept);
     int result = decrypt(net, connection, in, buffer + kept, room, &got);
     net->turn_bytes += got;
+    if (BQ_UNLIKELY(connection->secure->stalled)) {
+        connection->secure->stalled = false;
+        connection->client.blocked = unsent_bytes(connection) > 0;
+        client_mark_dirty(&net->broker, &connection->client, FLUSH_NARROW);
+    }
     bq_secure_error_t error = {.reason = "the TLS module is not usable"};
     if (result == BQ_SECURE_FAILED) connection->secure->ops->failed(connection->secure->state, &error);
     look_for_request(net, connection, buffer, kept + got);

@@ -3,7 +3,8 @@
  *      record      [type][size, 2 bytes][content, each byte XOR a value that depends on the number of the record]
  *      handshake   the client sends `steps` handshake records, and each is answered by one. A content that begins with 'F' fails
  *                  with the rest as reason, 'C' shows a certificate with the rest as its name
- *      after it    DATA, CLOSE (the end of file), ASK (answered by an ASK, like a request for new keys). Everything else fails
+ *      after it    DATA, CLOSE (the end of file), ASK (answered by an ASK, like a request for new keys). With the content 'H', an
+ *                  ASK is half a request: until the next ASK nothing can be written. Everything else fails
  *
  * Invariant: a lost, repeated or reordered record fails, because the numbers of both sides differ then. A state that two threads
  * use at once ends the process.
@@ -27,7 +28,7 @@ typedef struct state {
     uint32_t done, answers_due, asks_due; /* handshake records of the client; answers that found no room */
     uint32_t in_number, out_number;
     uint32_t record_size, plain_at, plain_size;
-    bool ended, failed, certificate, alert_due;
+    bool ended, failed, certificate, alert_due, half;
     char reason[96], subject[256];
     uint8_t record[TOY_HEAD + TOY_RECORD_MAX], plain[TOY_RECORD_MAX];
 } state_t;
@@ -198,7 +199,10 @@ static int read_some(state_t *state, bq_secure_io_t *io, uint8_t *into, uint32_t
             state->plain_at = 0;
             state->plain_size = size;
             break;
-        case TOY_ASK: state->asks_due++; break;
+        case TOY_ASK:
+            state->half = size && state->record[TOY_HEAD] == 'H';
+            state->asks_due += !state->half;
+            break;
         case TOY_CLOSE: state->ended = true; break;
         default: return fail_text(state, io, "a record of an unknown type");
         }
@@ -214,6 +218,7 @@ static int toy_read(void *pointer, bq_secure_io_t *io, uint8_t *into, uint32_t r
 static int toy_write(void *pointer, bq_secure_io_t *io, const uint8_t *from, uint32_t size, uint32_t *taken) {
     state_t *state = pointer;
     enter(state);
+    if (state->half) return leave(state, BQ_SECURE_WANT);
     while (*taken < size) {
         uint32_t room = io->out_size - io->out_used, part = size - *taken < TOY_RECORD_MAX ? size - *taken : TOY_RECORD_MAX;
         if (room <= TOY_HEAD) return leave(state, BQ_SECURE_FULL);
