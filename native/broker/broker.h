@@ -138,8 +138,9 @@ static inline uint8_t *shared_reserve(broker_t *broker, uint32_t size) {
     return buffer_reserve(&broker->buffers, size);
 }
 
-/* The cached topic of that name; `last` is the previous topic of the same publisher. NULL: *error is set as by route_topic, or PUBLISH_RUN_OPEN: the
- * open run must be closed first, because a new topic may take the place of its topic in the cache. */
+/* The cached topic of that name; `last` is the previous topic of the same publisher, or the last one dispatched. NULL: *error is
+ * set as by route_topic, or PUBLISH_RUN_OPEN: the open run must be closed first, because a new topic may take the place of its
+ * topic in the cache. */
 static inline topic_t *publish_topic(broker_t *broker, topic_t *last, const uint8_t *name, uint32_t size, int *error) {
     if (BQ_LIKELY(last && topic_is(last, name, size))) return last;
     return publish_topic_find(broker, last, name, size, error);

@@ -3,8 +3,8 @@
  *      connection_t (net/connection.h)     [ client_t | transport, input, states, timers ]
  *
  * net/ puts a client_t at the start of each connection. The broker neither reads from a client nor sends to it nor closes it: it
- * appends to the queue, marks the client dirty, and net/ sends at known points of a turn. Requests to net/ go through client_ops_t, answers through protocol_ops_t
- * (proto/protocol.h).
+ * appends to the queue, marks the client dirty, and net/ sends at known points of a turn. Requests to net/ go through
+ * client_ops_t, answers through protocol_ops_t (proto/protocol.h).
  *
  * Invariant: a client that is not `live` gets no message and has no subscription and no membership, except a dead one, whose
  * subscriptions and memberships end within the work limits of the next turns.

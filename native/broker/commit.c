@@ -305,7 +305,7 @@ static bool dispatch(broker_t *broker, const pending_commit_t *pending, topic_t 
         *stored = broker->dispatch.stored;
     } else {
         if (!topic->target_count && !topic->consumer_count) broker->stats.unrouted++;
-        if (BQ_UNLIKELY(pending->expiry_tick && pending->expiry_tick <= broker->now_ms / broker->config.tick_ms)) {
+        if (BQ_UNLIKELY(pending->expiry_tick && pending->expiry_tick <= tick_of(broker, broker->now_ms))) {
             *stored = dispatch_expired(broker, topic, pending);
             return true;
         }
@@ -330,9 +330,7 @@ static bool pending_topic_ready(broker_t *broker, const pending_commit_t *pendin
     *topic = NULL;
     if (pending->kind != PENDING_PUBLISH && pending->kind != PENDING_FOLLOW) return true;
     const uint8_t *name = message_topic(pending_bytes_at(pending));
-    topic_t *last = broker->dispatched_topic;
-    *topic =
-        last && topic_is(last, name, pending->topic_size) ? last : publish_topic(broker, NULL, name, pending->topic_size, &error);
+    *topic = publish_topic(broker, broker->dispatched_topic, name, pending->topic_size, &error);
     broker->dispatched_topic = *topic;
     if (!*topic) return true;
     enum route_outcome outcome = route_ready(broker->routes, *topic, units);

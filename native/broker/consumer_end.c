@@ -5,8 +5,8 @@
 #include "broker/consumer_end.h"
 #include "proto/protocol.h"
 
-/* Removes the members one by one and tells each. A subscription without a group is also in the routes for QoS 0. Returns false if the
- * event ring is full and some members remain. */
+/* Removes the members one by one and tells each. A subscription without a group is also in the routes for QoS 0. Returns false if
+ * the event ring is full and some members remain. */
 static bool members_part(broker_t *broker, consumer_t *consumer) {
     while (consumer->members) {
         client_t *client = consumer->members->client;

@@ -2,8 +2,8 @@
  *
  * The input chooses version and certificates, then the steps. Random numbers of the library are the same in every run.
  *
- * Invariant: as in tls_ends.h; and as long as nothing was changed, both directions carry exactly what was written. A connection that has
- * failed stays failed, and no plaintext comes before its handshake is done.
+ * Invariant: as in tls_ends.h; and as long as nothing was changed, both directions carry exactly what was written. A connection
+ * that has failed stays failed, and no plaintext comes before its handshake is done.
  */
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <openssl/pem.h>
@@ -23,7 +23,8 @@ static int same_bytes(unsigned char *into, int size) {
 }
 static int always_ready(void) { return 1; }
 
-/* Made once: contexts do not change. Server: without and with certificates of clients. Client: TLS 1.2, 1.3, with a certificate. */
+/* Made once: contexts do not change. Server: without and with certificates of clients. Client: TLS 1.2, 1.3, with a certificate.
+ */
 static struct {
     void *server[2];
     SSL_CTX *client[3];

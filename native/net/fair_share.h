@@ -3,8 +3,8 @@
  *      light connections  served as soon as they are ready
  *      heavy connections  in line, first come first served, up to WORK_LINE shares of work per turn
  *
- * A connection stops after one share of work; the rest of its input is kept. It goes to the end of the line and stays heavy until a service takes less than
- * a quarter of a share.
+ * A connection stops after one share of work; the rest of its input is kept. It goes to the end of the line and stays heavy until
+ * a service takes less than a quarter of a share.
  *
  * A single request may cost more than a share, for example a message for ten thousand subscribers. It is completed, and the
  * connection then skips as many shares.

@@ -57,7 +57,7 @@ static NOINLINE void replies_grow(net_t *net, connection_t *connection) {
 static void send_batch(net_t *net, connection_t *connection) {
     if (BQ_UNLIKELY(connection->send_error)) return;
     if (net->broker.config.lazy_expiry) {
-        queue_expire_head(&connection->client.queue, &net->broker.queues, net->broker.now_ms / net->broker.config.tick_ms);
+        queue_expire_head(&connection->client.queue, &net->broker.queues, tick_of(&net->broker, net->broker.now_ms));
         /* Waiters must be woken here too: after the last expiry there may be no send that wakes them */
         client_wake_waiters(&net->broker, &connection->client);
     }

@@ -22,7 +22,7 @@ typedef struct bq_secure_io {
 } bq_secure_io_t;
 
 enum bq_secure_result {
-    BQ_SECURE_DONE, /* shake: the handshake is complete. read: `got` bytes, at least 1. write: all bytes. goodbye: it is in `out` */
+    BQ_SECURE_DONE, /* shake: the handshake is complete. read: `got` bytes, at least 1. write: all bytes. goodbye: in `out` */
     BQ_SECURE_WANT, /* more input is needed; all of `in` is used */
     BQ_SECURE_FULL, /* `out` has no room for the rest; call again with an empty `out`. write: the first `taken` bytes are done */
     BQ_SECURE_END,  /* read: the peer's close_notify */

@@ -337,8 +337,8 @@ static void make_step(net_t *net, connection_t *connection, ciphertext_t in) {
     }
 }
 
-/* A connection that needs neither HELLO nor a WebSocket is admitted by its handshake. What came behind the last flight is with the module already, or
- * still in the step. */
+/* A connection that needs neither HELLO nor a WebSocket is admitted by its handshake. Bytes behind the last flight are with the
+ * module already, or still in the step. */
 static void opened(net_t *net, connection_t *connection, const handshake_step_t *step) {
     connection->secure->open = true;
     net->broker.stats.secure_done++;

@@ -131,7 +131,8 @@ static bool set_suites(const context_t *context) {
            SSL_CTX_set_ciphersuites(ssl, chacha ? CHACHA_13 ":" AES_13 : AES_13 ":" CHACHA_13);
 }
 
-/* A ticket holds the client's certificate as it was verified once. If that has expired since, a full handshake follows, which refuses it. */
+/* A ticket holds the client's certificate as it was verified once. If that has expired since, a full handshake follows, which
+ * refuses it. */
 static SSL_TICKET_RETURN use_ticket(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t size,
                                     SSL_TICKET_STATUS status, void *arg) {
     (void)ssl;

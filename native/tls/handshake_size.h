@@ -1,7 +1,7 @@
 /* tls/handshake_size.h: the size of a client's unencrypted handshake messages, seen before OpenSSL makes room for them.
  *
- * OpenSSL takes a ClientHello of 128 KiB, and makes room for it when its first nine bytes have come: a stranger could make a broker
- * hold that for every connection. Encrypted messages of a handshake are certificates, which SSL_CTX_set_max_cert_list limits.
+ * OpenSSL takes a ClientHello of 128 KiB, and makes room for it when its first nine bytes have come. A client could occupy that
+ * much memory with every connection. Encrypted messages of a handshake are certificates, which SSL_CTX_set_max_cert_list limits.
  *
  * Invariant: no message that was announced with more than HANDSHAKE_BYTES_MAX bytes reaches OpenSSL.
  */

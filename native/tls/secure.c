@@ -3,8 +3,8 @@
  *      open ──► shake … shake ──DONE──► read, write … ──► goodbye ──► close
  *                 └────────FAILED─────────┴──► failed
  *
- * Invariant: a record is sealed only if `out` has room for all of it, so a write is never repeated inside OpenSSL. After a failure no
- * function of OpenSSL runs on the connection again.
+ * Invariant: a record is sealed only if `out` has room for all of it, so a write is never repeated inside OpenSSL. After a failure
+ * no function of OpenSSL runs on the connection again.
  */
 #include <stdbool.h>
 #include <stdio.h>
@@ -98,8 +98,8 @@ static int secure_shake(void *pointer, bq_secure_io_t *io) {
     return code == 1 ? BQ_SECURE_DONE : outcome(secure, code);
 }
 
-/* SSL_read would find nothing: all input is used, and OpenSSL keeps no part of a record, no answer and no end. The question costs less
- * than SSL_read, which makes room for a record before it looks for one. */
+/* SSL_read would find nothing: all input is used, and OpenSSL keeps no part of a record, no answer and no end. This check costs
+ * less than SSL_read, which makes room for a record before it looks for one. */
 static bool nothing_left(const secure_t *secure) {
     const SSL *ssl = secure->ssl;
     return secure->wire.io->in_used == secure->wire.io->in_size && !SSL_has_pending(ssl) && !SSL_in_init(ssl) &&

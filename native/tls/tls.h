@@ -34,7 +34,7 @@ typedef struct bqtls_error {
 
 /* NULL and an error if the settings cannot be used. The result is a reference; release it with bqtls_context_free. */
 void *bqtls_context_new(const bqtls_settings_t *settings, bqtls_error_t *error);
-/* A new context of the same certificates and settings. Tickets of the old one are worth nothing there. NULL and an error: no memory. */
+/* A new context of the same certificates and settings, which accepts no ticket of the old one. NULL and an error: no memory. */
 void *bqtls_context_renewed(void *context, bqtls_error_t *error);
 void *bqtls_context_share(void *context); /* another reference to it */
 void bqtls_context_free(void *context);
