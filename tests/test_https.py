@@ -9,6 +9,7 @@ import pytest
 from certificates import Authority
 
 from blipmq.base.logs import Log
+from blipmq.base.peer import host_port
 from blipmq.config.settings import Tls
 from blipmq.net.certificate import Certificates
 from blipmq.net.https import HttpsServer
@@ -156,3 +157,11 @@ def test_a_renewed_certificate_is_shown(authority):
             assert await server.fetch() == b"served"
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [("192.0.2.1", "192.0.2.1:7"), ("2001:db8::1", "[2001:db8::1]:7"), ("fe80::1%eth0", "[fe80::1%eth0]:7")],
+)
+def test_an_ipv6_peer_is_logged_in_brackets(host, text):
+    assert host_port(host, 7) == text

@@ -20,7 +20,7 @@ from secure_end import DONE, END, FAILED, FULL, OPS, WANT, Client, Server, conne
 
 from blipmq.base.hardware import has_aes
 from blipmq.native.tls import Part, TlsContext, TlsUnusable, library, table
-from blipmq.net.tls_reason import explain
+from blipmq.net.tls_log import explain
 
 VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 BOTH = pytest.mark.parametrize("version", VERSIONS)

@@ -18,8 +18,13 @@ def peer_name(address: bytes, port: int) -> str:
     if not any(address):
         return ""
     if address[:12] == _MAPPED:
-        return f"{socket.inet_ntop(socket.AF_INET, address[12:])}:{port}"
-    return f"[{socket.inet_ntop(socket.AF_INET6, address)}]:{port}"
+        return host_port(socket.inet_ntop(socket.AF_INET, address[12:]), port)
+    return host_port(socket.inet_ntop(socket.AF_INET6, address), port)
+
+
+def host_port(host: str, port: int) -> str:
+    """The text of a host, perhaps an IPv6 address, and a port."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def address_bytes(host: str) -> bytes:

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ from blipmq.native.events import (
     Unsubscribed,
 )
 from blipmq.net.admission_log import AdmissionLog
-from blipmq.net.listener import address_of, open_listener
+from blipmq.net.listener import address_of, open_or_wait
 from blipmq.protocols.blip import NativeProtocol
 from blipmq.sessions.connections import Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
@@ -140,17 +141,10 @@ class Broker:
             wal = await Wal.open(core, self.config, self.log) if logged else None
             bind_addr = self.config.server.bind_addr
             if listener is None and bind_addr:
-                listener = (
-                    await bind_retry.open("server.bind_addr", bind_addr, self._listen)
-                    if bind_retry is not None
-                    else open_listener(bind_addr)
-                )
+                listener = await open_or_wait(bind_addr, "server.bind_addr", self._listen, bind_retry)
             if ws_addr := self.config.server.ws_bind_addr:
-                websocket = (
-                    await bind_retry.open("server.ws_bind_addr", ws_addr, self._listen_websocket)
-                    if bind_retry is not None
-                    else open_listener(ws_addr, "server.ws_bind_addr")
-                )
+                listen = partial(self._listen, websocket=True)
+                websocket = await open_or_wait(ws_addr, "server.ws_bind_addr", listen, bind_retry)
             if self.tls is not None:
                 await self.tls.listen(core, bind_retry)
             clocks = ClockWatch(core.clock)
@@ -203,30 +197,28 @@ class Broker:
         if self._bind_retry is not None:
             self._status.bind_problems = self._bind_retry.reasons
         if listener is not None:
-            self._status.address = address_of(listener)
-            core.listen(listener.detach())
+            self._give(core, self._status, listener)
         if websocket is not None:
-            self._status.websocket_address = address_of(websocket)
-            core.listen(websocket.detach(), websocket=True)
+            self._give(core, self._status, websocket, websocket=True)
         self._pump.start(self._handlers(self._protocol, self._status))
         self._tick()
         self._watch_keys()
 
-    async def _listen(self, listener: socket.socket) -> None:
+    async def _listen(self, listener: socket.socket, websocket: bool = False) -> None:
         """Listen at an address that has become available."""
         core, status = self._running(), self._status_running()
         if self._stopped is not None:
             raise UsageError("this broker is stopping")
-        status.address = address_of(listener)
-        core.listen(listener.detach())
+        self._give(core, status, listener, websocket)
 
-    async def _listen_websocket(self, listener: socket.socket) -> None:
-        """The same for WebSocket."""
-        core, status = self._running(), self._status_running()
-        if self._stopped is not None:
-            raise UsageError("this broker is stopping")
-        status.websocket_address = address_of(listener)
-        core.listen(listener.detach(), websocket=True)
+    @staticmethod
+    def _give(core: Core, status: Status, listener: socket.socket, websocket: bool = False) -> None:
+        """Let the core listen at the address of `listener`, which it then owns."""
+        if websocket:
+            status.websocket_address = address_of(listener)
+        else:
+            status.address = address_of(listener)
+        core.listen(listener.detach(), websocket=websocket)
 
     async def stop(self, timeout_ms: int | None = None) -> int:
         """Stop accepting, send queued messages for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all

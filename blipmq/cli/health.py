@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from blipmq.base.bind_address import split_address
+from blipmq.base.peer import host_port
 from blipmq.base.stdio import print_out
 from blipmq.config.settings import Config
 from blipmq.errors import BlipMQError, ConfigError, Unreachable
@@ -47,7 +48,7 @@ def _address(bind_addr: str) -> tuple[str, int]:
 
 
 def _get(config: Config, host: str, port: int, path: str) -> tuple[int, str]:
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = host_port(host, port)
     request = f"GET {path} HTTP/1.1\r\nHost: {where}\r\nConnection: close\r\n\r\n".encode()
     answer = b""
     try:

@@ -10,6 +10,7 @@ import errno
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
+from blipmq.base.peer import host_port
 from blipmq.base.validation import check_text
 from blipmq.errors import BlipMQError, ProtocolError, Unreachable, UsageError
 
@@ -37,7 +38,7 @@ class Address(NamedTuple):
     @property
     def host_header(self) -> str:
         """Host and port."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 def parse_address(text: str, tls: bool | None = None) -> Address:

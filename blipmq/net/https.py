@@ -11,12 +11,12 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from blipmq.base.logs import Log
+from blipmq.base.peer import host_port
 from blipmq.config.settings import Tls
 from blipmq.net.certificate import Certificates, subject_of
-from blipmq.net.tls_reason import explain
+from blipmq.net.tls_log import log_failed, log_late, log_opened
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 # Accepting failed because descriptors or memory ran out: time until the next try.
@@ -81,7 +81,7 @@ class HttpsServer:
             except OSError:
                 await asyncio.sleep(REST_SECONDS)
                 continue
-            peer = f"{address[0]}:{address[1]}"
+            peer = host_port(address[0], address[1])
             if len(self._pending) >= self._pending_max:
                 self._displace()
             task = self._loop.create_task(self._shake(connection, peer))
@@ -106,19 +106,13 @@ class HttpsServer:
                 self._protocol, connection, ssl=self._certificates.https, ssl_handshake_timeout=self._seconds
             )
         except ssl.SSLError as error:
-            reason = explain(error.reason or str(error), getattr(error, "verify_message", ""))
-            self._log.warning("tls_failed", peer=peer, error=reason)
+            log_failed(self._log, peer, error.reason or str(error), getattr(error, "verify_message", ""))
         except ConnectionAbortedError:  # raised when the time is over
-            self._log.warning("tls_failed", peer=peer, error=f"no handshake in {self._seconds:g} s")
+            log_late(self._log, peer, self._seconds)
         except OSError:  # the client left
             pass
         else:
-            self._opened(transport, peer)
+            version = transport.get_extra_info("ssl_object").version()
+            log_opened(self._log, peer, version, subject_of(transport.get_extra_info("peercert")) or None)
             return
         connection.close()
-
-    def _opened(self, transport: Any, peer: str) -> None:
-        write, facts = self._log.debug, {}
-        if subject := subject_of(transport.get_extra_info("peercert")):
-            write, facts = self._log.info, {"certificate": subject}
-        write("tls", peer=peer, version=transport.get_extra_info("ssl_object").version(), **facts)

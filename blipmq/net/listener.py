@@ -9,9 +9,14 @@ import errno
 import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from blipmq.base.bind_address import split_address
+from blipmq.base.peer import host_port
 from blipmq.errors import BlipMQError, ConfigError, NotAllowed
+
+if TYPE_CHECKING:
+    from blipmq.net.bind_retry import BindRetry, Use
 
 BACKLOG = 4096
 
@@ -61,10 +66,16 @@ def open_listener(bind_addr: str, key: str = "server.bind_addr") -> socket.socke
     return listener
 
 
+async def open_or_wait(bind_addr: str, key: str, use: Use, bind_retry: BindRetry | None) -> socket.socket | None:
+    """Call `open_listener`. With `bind_retry`, return None if the address is not available yet; `use` then gets the
+    listener later."""
+    return open_listener(bind_addr, key) if bind_retry is None else await bind_retry.open(key, bind_addr, use)
+
+
 def address_of(listener: socket.socket) -> str:
     """The listening address, with the port that the system chose."""
     host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
+    return host_port(host, port)
 
 
 def _explained(error: OSError, bind_addr: str, port: int, key: str) -> BlipMQError:

@@ -17,8 +17,8 @@ from blipmq.native import tls as module
 from blipmq.native.core import Core
 from blipmq.native.events import Handshake, Secured
 from blipmq.net.certificate import EXPIRES_SOON_SECONDS, Certificates, date
-from blipmq.net.listener import address_of, open_listener
-from blipmq.net.tls_reason import explain
+from blipmq.net.listener import address_of, open_or_wait
+from blipmq.net.tls_log import log_failed, log_late, log_opened
 
 if TYPE_CHECKING:
     from blipmq.net.bind_retry import BindRetry
@@ -53,9 +53,7 @@ class Tls:
             return
         self._core = core
         self._give()
-        if bind_retry is None:
-            await self._serve(open_listener(bind_addr, KEY))
-        elif listener := await bind_retry.open(KEY, bind_addr, self._serve):
+        if listener := await open_or_wait(bind_addr, KEY, self._serve, bind_retry):
             await self._serve(listener)
 
     async def _serve(self, listener: socket.socket) -> None:
@@ -125,14 +123,11 @@ class Tls:
     def secured(self, event: Secured) -> None:
         """Log how a handshake ended."""
         if event.result is Handshake.DONE:
-            write, facts = self._log.debug, {}
-            if event.certificate is not None:
-                write, facts = self._log.info, {"certificate": event.certificate}
-            write("tls", peer=event.peer, version=event.version, **facts)
+            log_opened(self._log, event.peer, event.version, event.certificate)
         elif event.result is Handshake.FAILED:
-            self._log.warning("tls_failed", peer=event.peer, error=explain(event.reason, event.detail))
+            log_failed(self._log, event.peer, event.reason, event.detail)
         elif event.result is Handshake.LATE:
-            self._log.warning("tls_failed", peer=event.peer, error=f"no handshake in {event.limit_ms / 1000:g} s")
+            log_late(self._log, event.peer, event.limit_ms / 1000)
         else:
             self._log.warning("tls_refused", peer=event.peer, why=self._why(event.result))
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from blipmq.base.logs import Log
-from blipmq.net.listener import address_of, open_listener
+from blipmq.net.listener import address_of, open_or_wait
 
 if TYPE_CHECKING:
     from blipmq.net.bind_retry import BindRetry
@@ -54,9 +54,7 @@ class Admin:
 
     async def start(self, bind_retry: BindRetry | None = None) -> None:
         """Listen and serve; with `bind_retry`, as soon as the address is available."""
-        if bind_retry is None:
-            await self._serve(open_listener(self._bind_addr, KEY))
-        elif listener := await bind_retry.open(KEY, self._bind_addr, self._serve):
+        if listener := await open_or_wait(self._bind_addr, KEY, self._serve, bind_retry):
             await self._serve(listener)
 
     async def _serve(self, listener: socket.socket) -> None:

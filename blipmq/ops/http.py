@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, cast
 
+from blipmq.base.peer import host_port
+
 HEAD_BYTES_MAX = 8 * 1024
 # For the request to arrive, and for the answer to be sent.
 EXCHANGE_SECONDS = 5.0, 10.0
@@ -187,7 +189,7 @@ class Exchange(asyncio.Protocol):
         # uvloop's transport is not a subclass of asyncio.Transport
         self._transport = cast("asyncio.Transport", transport)
         address, port = (transport.get_extra_info("peername") or ("?", 0))[:2]
-        self.peer = f"{address}:{port}"
+        self.peer = host_port(address, port)
         self._over_tls = transport.get_extra_info("sslcontext") is not None
         self._end_in(EXCHANGE_SECONDS[0])
         self._host.opened(self)

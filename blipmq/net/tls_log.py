@@ -1,9 +1,11 @@
-"""Why a TLS connection failed, as text for the log: from OpenSSL's reason, which differs between its versions.
+"""The log lines about handshakes, and the reasons of OpenSSL in them, which differ between its versions.
 
 Invariant: every reason gives a text; only reasons that a client can cause have a text of ours.
 """
 
 from __future__ import annotations
+
+from blipmq.base.logs import Log
 
 _NOT_TLS = "the client did not use TLS, which this port requires"
 _TOO_OLD = "the client does not support TLS from tls.min_version up"
@@ -40,3 +42,20 @@ def explain(reason: str, detail: str = "") -> str:
         name = _RENAMED[1] + name.removeprefix(_RENAMED[0])
     text = _CAUSES.get(name) or name.lower().replace("_", " ") or "the TLS library gave no reason"
     return f"{text} ({detail})" if detail else text
+
+
+def log_opened(log: Log, peer: str, version: str, certificate: str | None) -> None:
+    """`certificate`: the name in the client's verified certificate; None without one."""
+    if certificate is None:
+        log.debug("tls", peer=peer, version=version)
+    else:
+        log.info("tls", peer=peer, version=version, certificate=certificate)
+
+
+def log_failed(log: Log, peer: str, reason: str, detail: str = "") -> None:
+    """`reason` and `detail` as in `explain`."""
+    log.warning("tls_failed", peer=peer, error=explain(reason, detail))
+
+
+def log_late(log: Log, peer: str, seconds: float) -> None:
+    log.warning("tls_failed", peer=peer, error=f"no handshake in {seconds:g} s")
