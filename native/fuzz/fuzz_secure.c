@@ -1,14 +1,15 @@
-/* fuzz_secure.c: a stepped core with the TLS module of tests/native/toy_secure.c. The fuzzer's bytes are what clients send, and how
- * it is cut; what they read; when they leave; a clock; other contexts; memory that runs out.
+/* fuzz_secure.c: a stepped core with the TLS module of tests/native/toy_secure.c. The fuzzer's bytes control what clients send and
+ * how it is cut, what they read, when they leave, a clock, other contexts, and failing allocations.
  *
  *      input      [configuration][step][step]...      a step: a byte for the action, a byte for the client, then its arguments
  *
- * Invariant: every client receives whole records in order, or an incomplete last one. No request of a client reaches Python before
- * its handshake is done. After the stop nothing is left in the core or in the module.
+ * Invariant: every client receives whole records in order, or an incomplete last one. No request of a client reaches Python
+ * before its handshake is done. After the stop nothing is left in the core or in the module.
  */
 #include "core.h"
 #include "net/secure.h"
 #include "fuzz.h"
+#include "scarce_memory.h"
 #include "../../tests/native/toy_secure.c"
 
 #include <fcntl.h>
@@ -38,27 +39,6 @@ typedef struct machine {
     bool answering, stopped;
     uint32_t allocations_before, allocations_failing; /* for the next turn */
 } machine_t;
-
-/* ---- memory: as in stepped.h ---------------------------------------------------------------------------------------------- */
-
-static _Thread_local uint32_t allocations_before, allocations_failing;
-
-static bool scarce(void) {
-    if (!allocations_failing) return false;
-    if (allocations_before) {
-        allocations_before--;
-        return false;
-    }
-    allocations_failing--;
-    return true;
-}
-
-void *__real_malloc(size_t size);
-void *__real_realloc(void *old, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_realloc(void *old, size_t size);
-void *__wrap_malloc(size_t size) { return scarce() ? NULL : __real_malloc(size); }
-void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_realloc(old, size); }
 
 /* ---- the Python side ------------------------------------------------------------------------------------------------------ */
 

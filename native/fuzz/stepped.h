@@ -14,6 +14,7 @@
 #include "core.h"
 #include "proto/blip_codec.h"
 #include "fuzz.h"
+#include "scarce_memory.h"
 
 void wal_settle(wal_t *wal); /* from wal/wal_internal.h, whose names would conflict with the core's */
 
@@ -249,29 +250,6 @@ static void handle(machine_t *machine, const bq_event_t *event) {
     default: asked(machine, client, event); return;
     }
 }
-
-/* ---- memory -------------------------------------------------------------------------------------------------------
- * The core's calls of malloc and realloc come here (native.py sets the linker option). The allocation that a step has chosen
- * fails, and as many more as the step says. Only inside a turn, and only in the thread that turns. */
-
-static _Thread_local uint32_t allocations_before, allocations_failing;
-
-static bool scarce(void) {
-    if (!allocations_failing) return false;
-    if (allocations_before) {
-        allocations_before--;
-        return false;
-    }
-    allocations_failing--;
-    return true;
-}
-
-void *__real_malloc(size_t size);
-void *__real_realloc(void *old, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_realloc(void *old, size_t size);
-void *__wrap_malloc(size_t size) { return scarce() ? NULL : __real_malloc(size); }
-void *__wrap_realloc(void *old, size_t size) { return scarce() ? NULL : __real_realloc(old, size); }
 
 /* ---- turns -------------------------------------------------------------------------------------------------------- */
 
