@@ -1,4 +1,4 @@
-/* base/topic_name.c: see base/topic_name.h. Most names are plain ASCII, so eight bytes are checked at once. */
+/* base/topic_name.c: see base/topic_name.h. */
 #include "base/topic_name.h"
 #include "base/utf8.h"
 
@@ -40,23 +40,9 @@ static inline bool is_wildcard(uint8_t c) { return c == '*' || c == '>' || c == 
 static int name_check(const uint8_t *name, uint32_t size) {
     if (BQ_UNLIKELY(size == 0)) return TOPIC_E_EMPTY;
     if (BQ_UNLIKELY(size > TOPIC_BYTES_MAX)) return TOPIC_E_LONG;
-    int wildcards = 0;
-    for (uint32_t i = 0; i < size;) {
-        uint8_t c = name[i];
-        if (size - i >= 8 && !word_special(load_u64(name + i))) {
-            i += 8;
-        } else if (c < 0x80) {
-            if (c < ' ' || c == 0x7f) return TOPIC_E_CONTROL;
-            wildcards |= is_wildcard(c);
-            i++;
-        } else {
-            uint32_t bytes = utf8_character_bytes(name + i, size - i);
-            if (!bytes) return TOPIC_E_UTF8;
-            if (c == 0xc2 && name[i + 1] < 0xa0) return TOPIC_E_CONTROL; /* C1: U+0080 to U+009F */
-            i += bytes;
-        }
-    }
-    return wildcards;
+    enum name_characters characters = name_examine(name, size, word_special, is_wildcard);
+    if (BQ_LIKELY(characters >= 0)) return characters;
+    return characters == NAME_NOT_UTF8 ? TOPIC_E_UTF8 : TOPIC_E_CONTROL;
 }
 
 int topic_check(const uint8_t *topic, uint32_t size) {

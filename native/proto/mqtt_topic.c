@@ -1,5 +1,5 @@
 /* proto/mqtt_topic.c: the syntax of topics and filters of MQTT. Their only separator is / and their only wildcards are + and #:
- * dots, * and > are ordinary characters here. Most names are plain ASCII, so eight bytes are checked at once.
+ * dots, * and > are ordinary characters here.
  *
  * Invariant: a filter that is accepted has a syntax with which filter_matches of base/topic_name.h follows the rules of MQTT.
  */
@@ -19,24 +19,9 @@ static inline bool is_wildcard(uint8_t c) { return c == '+' || c == '#'; }
 
 /* 0; 1 if there are wildcards; or an error. */
 static int name_check(const uint8_t *name, uint32_t size) {
-    int wildcards = 0;
-    for (uint32_t i = 0; i < size;) {
-        const uint8_t c = name[i];
-        if (size - i >= 8 && !word_special(load_u64(name + i))) {
-            i += 8;
-        } else if (c < 0x80) {
-            if (c == 0) return MQTT_E_NUL;
-            if (c < ' ' || c == 0x7f) return MQTT_E_CONTROL;
-            wildcards |= is_wildcard(c);
-            i++;
-        } else {
-            uint32_t bytes = utf8_character_bytes(name + i, size - i);
-            if (!bytes) return MQTT_E_UTF8;
-            if (c == 0xc2 && name[i + 1] < 0xa0) return MQTT_E_CONTROL; /* C1: U+0080 to U+009F */
-            i += bytes;
-        }
-    }
-    return wildcards;
+    enum name_characters characters = name_examine(name, size, word_special, is_wildcard);
+    if (BQ_LIKELY(characters >= 0)) return characters;
+    return characters == NAME_NOT_UTF8 ? MQTT_E_UTF8 : characters == NAME_NUL ? MQTT_E_NUL : MQTT_E_CONTROL;
 }
 
 int mqtt_topic_check(const uint8_t *topic, uint32_t size, uint32_t bytes_max) {
