@@ -102,30 +102,35 @@ def test_a_blocking_client_whose_broker_is_held_back_sends_every_byte_once():
         sending.join()
 
 
+def connect(address, blocking, **options):
+    """Open and close a connection with one of the two clients."""
+
+    async def run():
+        async with blipmq.connect(address, **options):
+            pass
+
+    if blocking:
+        blipmq.connect_blocking(address, **options).close()
+    else:
+        asyncio.run(run())
+
+
 @pytest.mark.parametrize("blocking", [False, True])
-def test_a_refused_path_is_told_with_the_broker_s_words(blocking):
+def test_a_refused_path_is_reported_with_the_answer_of_the_broker(blocking):
     with blipmq.Broker(SERVER) as broker:
         address = f"ws://{broker.websocket_address}/elsewhere"
 
-        async def connect():
-            async with blipmq.connect(address):
-                pass
-
         with pytest.raises(ProtocolError, match=r"404 Not Found.*/blipmq"):
-            blipmq.connect_blocking(address) if blocking else asyncio.run(connect())
+            connect(address, blocking)
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_a_plain_port_is_told_apart(blocking):
+def test_the_error_for_a_port_without_websocket_names_the_setting(blocking):
     with blipmq.Broker(SERVER) as broker:
         address = f"ws://{broker.address}"
 
-        async def connect():
-            async with blipmq.connect(address):
-                pass
-
         with pytest.raises(BlipMQError, match=r"use the port of its server\.ws_bind_addr"):
-            blipmq.connect_blocking(address) if blocking else asyncio.run(connect())
+            connect(address, blocking)
 
 
 def test_a_wrong_key_is_refused_over_websocket_and_the_right_one_admitted():
@@ -456,28 +461,20 @@ def answering(answer):
         (b"HTTP/1.1 101 x\r\n" + b"x: y\r\n" * 5000, ProtocolError, "not HTTP"),
     ],
 )
-def test_an_answer_that_is_no_upgrade_is_told(answer, kind, what, blocking):
-    async def connect(address):
-        async with blipmq.connect(address, timeout_s=20):
-            pass
-
+def test_an_answer_that_is_no_upgrade_is_an_error_with_its_cause(answer, kind, what, blocking):
     with answering(answer) as listener:
         address = "ws://{}:{}".format(*listener.getsockname())
         with pytest.raises(kind, match=what) as raised:
-            blipmq.connect_blocking(address, timeout_s=20) if blocking else asyncio.run(connect(address))
+            connect(address, blocking, timeout_s=20)
         assert not str(raised.value).endswith("..")
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_a_peer_that_does_not_answer_the_request_is_given_up_in_time(blocking):
-    async def connect(address):
-        async with blipmq.connect(address, timeout_s=0.5):
-            pass
-
+def test_a_peer_that_does_not_answer_the_request_is_an_error_in_time(blocking):
     with answering(b"") as listener:
         address = "ws://{}:{}".format(*listener.getsockname())
         with pytest.raises(BlipMQError, match="in time"):
-            blipmq.connect_blocking(address, timeout_s=0.5) if blocking else asyncio.run(connect(address))
+            connect(address, blocking, timeout_s=0.5)
 
 
 @pytest.mark.parametrize("blocking", [False, True])
