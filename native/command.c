@@ -69,7 +69,7 @@ static void set_clock(bq_t *bq, const uint8_t *bytes, uint32_t size) {
     timeline_clock(&bq->broker, &clock);
 }
 
-static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text) {
+static void admit(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
     acl_t *acl = record->command.value ? acl_ref(&bq->broker.acl, record->command.value) : NULL;
     if (record->command.value && !acl) { /* refused: without its ACL the client could publish to every topic */
         connection_close(&bq->net, connection, BQ_CLOSE_MEMORY, "no memory for the ACL of its key");
@@ -81,7 +81,8 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
     admission_leave(&bq->net, connection);
     wheel_remove(&bq->broker.wheel, &connection->timer.wheel);
     keepalive_begin(&bq->net, connection);
-    connection->client.protocol->welcome(&bq->broker, &connection->client, record->command.seq, text, record->text_size);
+    connection->client.protocol->welcome(&bq->broker, &connection->client, record->command.seq, text, record->text_size, data,
+                                         record->data_size);
 }
 
 static consumer_request_t consumer_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
@@ -186,13 +187,16 @@ static void reply(bq_t *bq, connection_t *connection, const record_t *record, co
 }
 
 /* Room for one more connection that comes from Python, not from a listener. */
-static bool room_for(bq_t *bq, const transport_ops_t *transport, const bq_peer_t *peer, bool trusted) {
+static bool room_for(bq_t *bq, const endpoint_t *endpoint, const bq_peer_t *peer, bool trusted) {
     if (bq->broker.stopping || bq->net.open_count >= bq->broker.config.max_connections) return false;
-    return trusted || admission_make_room(&bq->net, transport, false, peer->address, peer->port);
+    return trusted || admission_make_room(&bq->net, endpoint, peer->address, peer->port);
 }
 
-static const transport_ops_t *transport_of(const bq_command_t *command) {
-    return command->flags & BQ_CONN_SECURE ? &transport_secure : &transport_tcp;
+/* Of a socket. */
+static endpoint_t endpoint_of(const bq_command_t *command) {
+    return (endpoint_t){.transport = command->flags & BQ_CONN_SECURE ? &transport_secure : &transport_tcp,
+                        .protocol = &protocol_blip,
+                        .websocket = command->flags & BQ_CONN_WEBSOCKET};
 }
 
 static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
@@ -200,8 +204,9 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     bq_peer_t peer = {0};
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
-    connection_t *connection = room_for(bq, &transport_memory, &peer, trusted)
-                                   ? connection_open(&bq->net, &transport_memory, -1, peer.address, peer.port, trusted)
+    const endpoint_t endpoint = {.transport = &transport_memory, .protocol = &protocol_blip};
+    connection_t *connection = room_for(bq, &endpoint, &peer, trusted)
+                                   ? connection_open(&bq->net, &endpoint, -1, peer.address, peer.port, trusted)
                                    : NULL;
     event_push(
         &bq->broker,
@@ -230,7 +235,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
         return true;
     case BQ_CMD_CREDIT: connection_credit(&bq->net, connection, record->command.value); return true;
     case BQ_CMD_CLOSE: close_for(bq, connection, (uint8_t)record->command.code); return true;
-    case BQ_CMD_ADMIT: admit(bq, connection, record, text); break;
+    case BQ_CMD_ADMIT: admit(bq, connection, record, text, data); break;
     case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the commit */
     case BQ_CMD_UNSUBSCRIBE: return unsubscribe(bq, connection, record, text, data);
     case BQ_CMD_REPLY: reply(bq, connection, record, text, data); break;
@@ -243,10 +248,17 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     return true;
 }
 
-static void adopt(bq_t *bq, int fd, const transport_ops_t *transport, bool websocket) {
+static void listen_at(bq_t *bq, const bq_command_t *command) {
+    const endpoint_t endpoint = endpoint_of(command);
+    admission_listen(&bq->net, (int)command->value, &endpoint);
+}
+
+static void adopt(bq_t *bq, const bq_command_t *command) {
     static const bq_peer_t none;
+    const endpoint_t endpoint = endpoint_of(command);
+    const int fd = (int)command->value;
     connection_t *connection =
-        room_for(bq, transport, &none, false) ? connection_open(&bq->net, transport, fd, none.address, 0, false) : NULL;
+        room_for(bq, &endpoint, &none, false) ? connection_open(&bq->net, &endpoint, fd, none.address, 0, false) : NULL;
     if (!connection) {
         poll_close(fd);
         return;
@@ -254,7 +266,7 @@ static void adopt(bq_t *bq, int fd, const transport_ops_t *transport, bool webso
     keepalive_socket(&bq->net, fd);
     bq->net.open_count++;
     bq->broker.stats.accepted++;
-    if (websocket) websocket_begin(&bq->net, connection);
+    if (endpoint.websocket) websocket_begin(&bq->net, connection);
 }
 
 static void acl(bq_t *bq, const record_t *record, const uint8_t *data) {
@@ -288,11 +300,9 @@ static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text
 static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     switch (command->type) {
-    case BQ_CMD_LISTEN:
-        admission_listen(&bq->net, (int)command->value, transport_of(command), command->flags & BQ_CONN_WEBSOCKET);
-        return true;
+    case BQ_CMD_LISTEN: listen_at(bq, command); return true;
     case BQ_CMD_UNLISTEN: admission_unlisten(&bq->net); return true;
-    case BQ_CMD_ADOPT: adopt(bq, (int)command->value, transport_of(command), command->flags & BQ_CONN_WEBSOCKET); return true;
+    case BQ_CMD_ADOPT: adopt(bq, command); return true;
     case BQ_CMD_ATTACH: return attach(bq, record, data);
     case BQ_CMD_STATS: return event_stats(bq, command->seq);
     case BQ_CMD_LIST: return event_list(bq, command->seq, command->value);

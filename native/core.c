@@ -42,7 +42,7 @@ static void connection_timeout(net_t *net, connection_t *connection) {
     }
     net->broker.stats.hello_timeouts++;
     if (connection->transport->shakes && secure_late(net, connection)) return;
-    connection_close(net, connection, BQ_CLOSE_UNAUTH, "no HELLO in time");
+    connection_close(net, connection, BQ_CLOSE_UNAUTH, connection->client.protocol->late);
 }
 
 static void entry_timeout(broker_t *broker, queue_entry_t *entry) {
@@ -245,7 +245,7 @@ int bq_poll_fd(bq_t *bq) { return bq->net.poller; }
 
 static void say_goodbye(net_t *net, connection_t *connection) {
     connection->client.pause |= PAUSE_STOPPING;
-    connection->client.protocol->answer(&net->broker, &connection->client, 0, BQ_OUTCOME_UNAVAILABLE, "shutting down");
+    connection->client.protocol->goodbye(&net->broker, &connection->client, BQ_CLOSE_SHUTDOWN, "shutting down");
     connection_update_interest(net, connection);
 }
 

@@ -7,6 +7,7 @@
 #include "net/secure.h"
 #include "net/transport.h"
 #include "net/websocket.h"
+#include "proto/protocol.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -110,12 +111,18 @@ static connection_t *longest_silent(const admission_t *admission) {
     return connection;
 }
 
-bool admission_make_room(net_t *net, const transport_ops_t *transport, bool websocket, const uint8_t peer[16], uint16_t port) {
+/* Such a connection is unadmitted at first. */
+static bool needs_place(const net_t *net, const endpoint_t *endpoint) {
+    return net->broker.config.require_hello || endpoint->transport->shakes || endpoint->websocket || endpoint->protocol->greets;
+}
+
+bool admission_make_room(net_t *net, const endpoint_t *endpoint, const uint8_t peer[16], uint16_t port) {
     admission_t *admission = &net->admission;
-    if (!net->broker.config.require_hello && !transport->shakes && !websocket) return true;
+    const bool shakes = endpoint->transport->shakes;
+    if (!needs_place(net, endpoint)) return true;
     if (address_counts(peer) && place_count(admission, peer) >= net->broker.config.max_pending_per_address) {
         net->broker.stats.refused_pending_address++;
-        if (transport->shakes) secure_refused(net, peer, port, true);
+        if (shakes) secure_refused(net, peer, port, true);
         return false;
     }
     if (admission->unadmitted < net->broker.config.max_pending) return true;
@@ -123,7 +130,7 @@ bool admission_make_room(net_t *net, const transport_ops_t *transport, bool webs
     connection_t *other = longest_silent(admission);
     if (other)
         connection_close(net, other, BQ_CLOSE_CROWDED, "closed to make room for a new connection: limits.max_pending is reached");
-    else if (transport->shakes)
+    else if (shakes)
         secure_refused(net, peer, port, false);
     return other != NULL;
 }
@@ -191,14 +198,14 @@ static void rest(net_t *net, uint64_t for_ms) {
     timer_set(&net->broker, &net->admission.timer, for_ms);
 }
 
-void admission_listen(net_t *net, int fd, const transport_ops_t *transport, bool websocket) {
+void admission_listen(net_t *net, int fd, const endpoint_t *endpoint) {
     admission_t *admission = &net->admission;
-    if (net->broker.stopping || admission->listener_count == LISTENERS_MAX || (transport->shakes && !net->secure) ||
+    if (net->broker.stopping || admission->listener_count == LISTENERS_MAX || (endpoint->transport->shakes && !net->secure) ||
         (!admission->resting && poll_set(net->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
         close(fd);
         return;
     }
-    admission->listeners[admission->listener_count++] = (listener_t){fd, transport, websocket};
+    admission->listeners[admission->listener_count++] = (listener_t){fd, *endpoint};
 }
 
 void admission_unlisten(net_t *net) {
@@ -223,7 +230,7 @@ static void socket_options(net_t *net, int fd) {
 /* Above max_connections: keep it just long enough to answer its HELLO. If there are too many of these too, close it at once. */
 static void turn_away(net_t *net, const listener_t *listener, int fd, const uint8_t peer[16], uint16_t port) {
     connection_t *connection =
-        net->refused_count < REFUSED_MAX ? connection_open(net, listener->transport, fd, peer, port, true) : NULL;
+        net->refused_count < REFUSED_MAX ? connection_open(net, &listener->endpoint, fd, peer, port, true) : NULL;
     net->broker.stats.refused++;
     if (!connection) {
         close(fd);
@@ -233,7 +240,7 @@ static void turn_away(net_t *net, const listener_t *listener, int fd, const uint
     connection->refused = true;
     net->refused_count++;
     timer_set(&net->broker, &connection->timer, REFUSED_MS);
-    if (listener->websocket) websocket_begin(net, connection);
+    if (listener->endpoint.websocket) websocket_begin(net, connection);
 }
 
 static void welcome(net_t *net, const listener_t *listener, int fd, const uint8_t peer[16], uint16_t port) {
@@ -241,8 +248,8 @@ static void welcome(net_t *net, const listener_t *listener, int fd, const uint8_
         turn_away(net, listener, fd, peer, port);
         return;
     }
-    bool room = admission_make_room(net, listener->transport, listener->websocket, peer, port);
-    connection_t *connection = room ? connection_open(net, listener->transport, fd, peer, port, false) : NULL;
+    bool room = admission_make_room(net, &listener->endpoint, peer, port);
+    connection_t *connection = room ? connection_open(net, &listener->endpoint, fd, peer, port, false) : NULL;
     if (!connection) {
         net->broker.stats.refused += room; /* no memory for it */
         close(fd);
@@ -252,7 +259,7 @@ static void welcome(net_t *net, const listener_t *listener, int fd, const uint8_
     socket_options(net, fd);
     net->open_count++;
     net->broker.stats.accepted++;
-    if (listener->websocket) websocket_begin(net, connection);
+    if (listener->endpoint.websocket) websocket_begin(net, connection);
 }
 
 /* After descriptors ran out, check that one is free before accepting, because an accepted connection could only be closed. */

@@ -10,7 +10,8 @@
  * storm all of them are in this state.
  *
  * A connection that speaks TLS is unadmitted from its first moment, also if no HELLO is required: its handshake admits it then. A
- * connection whose handshake is being computed is not closed for others.
+ * connection whose handshake is being computed is not closed for others. A protocol whose clients always greet first
+ * (protocol_ops_t.greets) leaves a connection unadmitted until its greeting is accepted.
  *
  * Invariants: `unadmitted` counts the open connections that are not admitted. A place counts those of one address; a place with
  * count 0 is free. The silent list holds the unadmitted connections whose HELLO is not with Python. The first to be closed is
@@ -21,12 +22,11 @@
 
 #include "base/hash.h"
 #include "broker/outqueue.h"
+#include "net/connection.h"
 
 #define LISTENERS_MAX 16
 
 struct net;
-struct connection;
-struct transport_ops;
 
 /* Number of unadmitted connections of one address: an IPv4 address, or the /64 network of an IPv6 host. */
 typedef struct admission_place {
@@ -36,8 +36,7 @@ typedef struct admission_place {
 
 typedef struct listener {
     int fd;
-    const struct transport_ops *transport; /* of its connections */
-    bool websocket;                        /* they begin with a WebSocket handshake */
+    endpoint_t endpoint; /* of its connections */
 } listener_t;
 
 typedef struct admission {
@@ -52,7 +51,7 @@ typedef struct admission {
     uint64_t tokens, filled_ms; /* tokens: thousandths of a connection that may be accepted, at time filled_ms */
 
     uint32_t unadmitted;
-    struct connection *silent_first, *silent_last;
+    connection_t *silent_first, *silent_last;
     admission_place_t *places; /* open addressing, at most half full */
     uint32_t places_mask;
     hash_key_t key;
@@ -63,7 +62,7 @@ void admission_release(struct net *net);
 
 /* Listeners. */
 /* The core owns fd from now on */
-void admission_listen(struct net *net, int fd, const struct transport_ops *transport, bool websocket);
+void admission_listen(struct net *net, int fd, const endpoint_t *endpoint);
 void admission_unlisten(struct net *net);
 void admission_timeout(struct net *net); /* the timer fired: check the backlog again */
 void admission_accept(struct net *net);  /* accept, at most ACCEPTS_MAX per listener; last step of a turn */
@@ -71,12 +70,11 @@ static inline void admission_look(admission_t *admission) { admission->look = tr
 static inline void admission_descriptor_freed(admission_t *admission) { admission->look |= admission->exhausted; }
 
 /* Connections that are not admitted. */
-/* Before a connection whose transport is this one; may close another. false: refused. */
-bool admission_make_room(struct net *net, const struct transport_ops *transport, bool websocket, const uint8_t peer[16],
-                         uint16_t port);
-void admission_enter(struct net *net, struct connection *connection);
-void admission_heard(struct net *net, struct connection *connection);    /* its HELLO is with Python */
-void admission_answered(struct net *net, struct connection *connection); /* Python has answered its HELLO */
-void admission_leave(struct net *net, struct connection *connection);    /* admitted or closed */
+/* Before a connection is opened; may close another. false: refused. */
+bool admission_make_room(struct net *net, const endpoint_t *endpoint, const uint8_t peer[16], uint16_t port);
+void admission_enter(struct net *net, connection_t *connection);
+void admission_heard(struct net *net, connection_t *connection);    /* its HELLO is with Python */
+void admission_answered(struct net *net, connection_t *connection); /* Python has answered its HELLO */
+void admission_leave(struct net *net, connection_t *connection);    /* admitted or closed */
 
 #endif

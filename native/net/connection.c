@@ -18,8 +18,9 @@ static bool chunk_add(net_t *net) {
     return true;
 }
 
-connection_t *connection_open(net_t *net, const transport_ops_t *transport, int fd, const uint8_t peer[16], uint16_t port,
+connection_t *connection_open(net_t *net, const endpoint_t *endpoint, int fd, const uint8_t peer[16], uint16_t port,
                               bool trusted) {
+    const transport_ops_t *transport = endpoint->transport;
     if (!net->free_count && (net->chunk_count * CONNECTION_CHUNK >= net->slots_max || !chunk_add(net))) return NULL;
     connection_t *connection = connection_slot(net, net->free_slots[net->free_count - 1]);
     uint64_t handle = connection->client.handle + (1ull << 32);
@@ -27,12 +28,12 @@ connection_t *connection_open(net_t *net, const transport_ops_t *transport, int 
     memset(connection, 0, sizeof *connection);
     connection->client.handle = handle;
     connection->transport = transport;
-    connection->client.protocol = &protocol_blip;
+    connection->client.protocol = endpoint->protocol;
     connection->fd = fd;
     if (!transport->begin(net, connection)) return NULL;
     net->free_count--;
     connection_state_set(connection, CONNECTION_OPEN);
-    connection->admitted = trusted || !net->broker.config.require_hello;
+    connection->admitted = trusted || !(net->broker.config.require_hello || endpoint->protocol->greets);
     connection->timer.kind = TIMER_CONNECTION;
     memcpy(connection->peer, peer, sizeof connection->peer);
     connection->peer_port = port;

@@ -23,6 +23,13 @@ enum connection_state {
     CONNECTION_DEAD
 };
 
+/* How the clients of a listener connect. */
+typedef struct endpoint {
+    const struct transport_ops *transport;
+    const struct protocol_ops *protocol;
+    bool websocket; /* they begin with a WebSocket handshake */
+} endpoint_t;
+
 typedef struct connection {
     client_t client; /* must be first */
     const struct transport_ops *transport;
@@ -30,9 +37,9 @@ typedef struct connection {
     uint8_t state;    /* enum connection_state; set by connection_state_set only */
     uint8_t interest; /* events registered with the poller */
     uint8_t close_code;
-    bool admitted;               /* may send commands other than HELLO */
-    bool hello;                  /* sent HELLO and was admitted: gets Replies */
-    bool trusted;                /* created by this process: needs no HELLO, whatever the settings */
+    bool admitted;               /* may send commands other than its greeting */
+    bool hello;                  /* sent its greeting (HELLO) and was admitted: gets answers */
+    bool trusted;                /* created by this process: needs no key, whatever the settings */
     bool known;                  /* Python knows it and will be told when it closes */
     bool refused;                /* over max_connections: it stays open only to be told so */
     bool broken;                 /* reset while its input was paused: the poller would report this again and again */
@@ -72,8 +79,8 @@ struct transport_ops;
 extern const client_ops_t connection_ops; /* what the broker asks of net/ */
 
 /* Life. */
-connection_t *connection_open(struct net *net, const struct transport_ops *transport, int fd, const uint8_t peer[16],
-                              uint16_t port, bool trusted);       /* NULL: no slot or memory */
+connection_t *connection_open(struct net *net, const endpoint_t *endpoint, int fd, const uint8_t peer[16], uint16_t port,
+                              bool trusted);                      /* NULL: no slot or memory */
 connection_t *connection_find(struct net *net, bq_conn_t handle); /* NULL: gone */
 /* `passed_ms` of its time to send HELLO has passed already */
 void connection_hurry(struct net *net, connection_t *connection, uint64_t passed_ms);

@@ -152,7 +152,7 @@ void connection_need_hello(net_t *net, connection_t *connection) {
     static const char why[] = "authentication is now required: reconnect with an API key";
     if (connection->hello && connection->state == CONNECTION_OPEN) {
         connection_discard(net, connection);
-        connection->client.protocol->answer(&net->broker, &connection->client, 0, BQ_OUTCOME_UNAUTHENTICATED, why);
+        connection->client.protocol->goodbye(&net->broker, &connection->client, BQ_CLOSE_UNAUTH, why);
         connection_finish(net, connection, BQ_CLOSE_UNAUTH, why);
     } else {
         connection_close(net, connection, BQ_CLOSE_UNAUTH, why);
@@ -184,6 +184,7 @@ bool connection_free(net_t *net, connection_t *connection) {
     connection->transport->end(net, connection); /* first: free the descriptor even if the event must wait for space */
     connection_input_drop(net, connection);
     websocket_end(net, connection);
+    if (connection->client.protocol->closed) connection->client.protocol->closed(&net->broker, &connection->client);
     /* It may have thousands of subscriptions and messages: the rest follows in the next turns. */
     if (!client_leave_some(&net->broker, &connection->client, net->ends_stop)) return false;
     /* Lists of this turn may still hold it. Its slot must not be reused before they have been processed. */

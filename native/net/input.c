@@ -87,8 +87,11 @@ bool input_reserve(net_t *net, connection_t *connection, uint32_t more) {
 }
 
 uint32_t input_limit_rare(const net_t *net, const connection_t *connection) {
-    const bq_config_t *config = &net->broker.config;
-    uint32_t limit = connection->unadmitted ? config->max_frame_bytes_unauth + 4 - connection->in_size : net->read_bytes;
+    uint32_t limit = net->read_bytes;
+    if (connection->unadmitted) {
+        const uint32_t left = connection->client.protocol->greeting_max(&net->broker) - connection->in_size;
+        if (left < limit) limit = left;
+    }
     if (!connection->unadmitted && (connection->heavy || connection->client.pending_commits)) limit = READ_BYTES_HEAVY;
     return connection->websocket ? websocket_input_limit(connection, limit) : limit;
 }

@@ -1,6 +1,7 @@
 /* net/keepalive.c: see net/keepalive.h. */
 #include "net/net.h"
 #include "net/transport.h"
+#include "proto/protocol.h"
 
 #define LOOKS 4u      /* checks of a watched connection per keepalive_ms */
 #define LOOK_MAX 256u /* connections checked before other work continues */
@@ -43,8 +44,11 @@ void keepalive_due(net_t *net, connection_t *connection) {
         connection->grace = true;
         timer_set(&net->broker, &connection->timer, connection->transport->transit_ms);
     } else {
-        connection_close(net, connection, BQ_CLOSE_SILENT,
-                         "the client sent nothing, not even PING, for 1.5 times the keepalive_ms of its HELLO");
+        const protocol_ops_t *protocol = connection->client.protocol;
+        if (protocol->goodbye(&net->broker, &connection->client, BQ_CLOSE_SILENT, protocol->silent))
+            connection_finish(net, connection, BQ_CLOSE_SILENT, protocol->silent);
+        else
+            connection_close(net, connection, BQ_CLOSE_SILENT, protocol->silent);
     }
 }
 

@@ -15,6 +15,11 @@ static const websocket_path_t PATHS[] = {{"/blipmq", "blipmq", &protocol_blip}, 
 
 /* Stands for the protocol until the request names one: it takes no input, and nobody can be answered. */
 
+static uint32_t none_greeting_max(const broker_t *broker) {
+    (void)broker;
+    return WEBSOCKET_HEAD_MAX;
+}
+
 static uint32_t none_parse(broker_t *broker, client_t *client, const uint8_t *bytes, uint32_t size) {
     (void)broker, (void)client, (void)bytes, (void)size;
     return 0;
@@ -24,8 +29,13 @@ static void none_answer(broker_t *broker, client_t *client, uint64_t seq, enum b
     (void)broker, (void)client, (void)seq, (void)outcome, (void)why;
 }
 
-static void none_welcome(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *text, uint32_t size) {
-    (void)broker, (void)client, (void)seq, (void)text, (void)size;
+static void none_welcome(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *text, uint32_t size,
+                         const uint8_t *data, uint32_t data_size) {
+    (void)broker, (void)client, (void)seq, (void)text, (void)size, (void)data, (void)data_size;
+}
+
+static void none_subscribed(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *filter, uint32_t size) {
+    (void)broker, (void)client, (void)seq, (void)filter, (void)size;
 }
 
 static void none_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions) {
@@ -37,19 +47,28 @@ static void none_ended(broker_t *broker, client_t *client, const uint8_t *filter
     (void)broker, (void)client, (void)filter, (void)filter_size, (void)group, (void)group_size;
 }
 
+static bool none_goodbye(broker_t *broker, client_t *client, enum bq_close reason, const char *why) {
+    (void)broker, (void)client, (void)reason, (void)why;
+    return false;
+}
+
 static void none_forward(broker_t *broker, client_t *client, const bq_command_t *command, const uint8_t *text, uint32_t text_size,
                          const uint8_t *data, uint32_t data_size) {
     (void)broker, (void)client, (void)command, (void)text, (void)text_size, (void)data, (void)data_size;
 }
 
 static const protocol_ops_t protocol_none = {.name = "none",
+                                             .late = "no HELLO in time",
+                                             .silent = "",
+                                             .greeting_max = none_greeting_max,
                                              .parse = none_parse,
                                              .welcome = none_welcome,
-                                             .subscribed = none_welcome,
+                                             .subscribed = none_subscribed,
                                              .published = none_published,
                                              .answer = none_answer,
                                              .refuse = none_answer,
                                              .ended = none_ended,
+                                             .goodbye = none_goodbye,
                                              .forward = none_forward};
 
 /* ---- life -------------------------------------------------------------------------------------------------------------- */

@@ -28,7 +28,9 @@ static void reply_text(net_t *net, connection_t *connection, uint64_t seq, enum 
     reply(net, connection, seq, CODES[outcome], (const uint8_t *)why, (uint32_t)strlen(why), 0, NULL, 0);
 }
 
-static void blip_welcome(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *text, uint32_t text_size) {
+static void blip_welcome(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *text, uint32_t text_size,
+                         const uint8_t *data, uint32_t data_size) {
+    (void)data, (void)data_size;
     net_t *net = net_of(broker);
     connection_t *connection = connection_of(client);
     connection->hello = true;
@@ -65,6 +67,13 @@ static void blip_refuse(broker_t *broker, client_t *client, uint64_t seq, enum b
         reply_text(net, connection, seq, outcome, why);
     else
         connection_close(net, connection, BQ_CLOSE_FRAME, why);
+}
+
+/* A Reply that answers no request. A client that broke its keep-alive promise does not read it. */
+static bool blip_goodbye(broker_t *broker, client_t *client, enum bq_close reason, const char *why) {
+    if (reason == BQ_CLOSE_SILENT) return false;
+    blip_answer(broker, client, 0, reason == BQ_CLOSE_UNAUTH ? BQ_OUTCOME_UNAUTHENTICATED : BQ_OUTCOME_UNAVAILABLE, why);
+    return true;
 }
 
 /* A Reply that answers no request. Its payload is the filter; for a group also a line end and the group. */
@@ -360,6 +369,8 @@ static void too_large(net_t *net, connection_t *connection, uint32_t size) {
         refuse_and_close(net, connection, 0, BQ_OUTCOME_TOO_LARGE, BQ_CLOSE_TOO_LARGE, why);
 }
 
+static uint32_t blip_greeting_max(const broker_t *broker) { return broker->config.max_frame_bytes_unauth + 4; }
+
 /* Take whole frames from the front of the input. Returns the bytes taken. */
 static uint32_t blip_parse(broker_t *broker, client_t *client, const uint8_t *bytes, uint32_t size) {
     net_t *net = net_of(broker);
@@ -384,6 +395,10 @@ static uint32_t blip_parse(broker_t *broker, client_t *client, const uint8_t *by
 }
 
 const protocol_ops_t protocol_blip = {.name = "blip",
+                                      .late = "no HELLO in time",
+                                      .silent =
+                                          "the client sent nothing, not even PING, for 1.5 times the keepalive_ms of its HELLO",
+                                      .greeting_max = blip_greeting_max,
                                       .parse = blip_parse,
                                       .welcome = blip_welcome,
                                       .subscribed = blip_subscribed,
@@ -391,4 +406,5 @@ const protocol_ops_t protocol_blip = {.name = "blip",
                                       .answer = blip_answer,
                                       .refuse = blip_refuse,
                                       .ended = blip_ended,
+                                      .goodbye = blip_goodbye,
                                       .forward = blip_forward};

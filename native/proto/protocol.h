@@ -14,13 +14,19 @@ struct client;
 
 typedef struct protocol_ops {
     const char *name;
+    bool greets;        /* its clients greet first, also where no keys are required: until then they are unadmitted */
+    const char *late;   /* detail of a connection that is closed because its greeting did not come in time */
+    const char *silent; /* and of one that broke its keep-alive promise */
 
+    /* The most input, in bytes, that an unadmitted client may send before the answer to its greeting. */
+    uint32_t (*greeting_max)(const struct broker *broker);
     /* Take whole frames from the front of the input. Returns the bytes taken. No frame is taken while the connection is
      * paused. */
     uint32_t (*parse)(struct broker *broker, struct client *client, const uint8_t *bytes, uint32_t size);
 
     /* Answers. Each is appended to the connection's queue. `seq` is the number of the request; 0: there was no request. */
-    void (*welcome)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *text, uint32_t text_size);
+    void (*welcome)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *text, uint32_t text_size,
+                    const uint8_t *data, uint32_t data_size);
     void (*subscribed)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *filter, uint32_t size);
     /* A QoS 1 publish is on disk for this number of subscriptions. */
     void (*published)(struct broker *broker, struct client *client, uint64_t seq, uint64_t id, uint64_t subscriptions);
@@ -31,6 +37,10 @@ typedef struct protocol_ops {
     /* An operator ended its subscription. */
     void (*ended)(struct broker *broker, struct client *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                   uint32_t group_size);
+    /* The broker ends the connection for this reason. True: the client will be told, so its output must be sent first. */
+    bool (*goodbye)(struct broker *broker, struct client *client, enum bq_close reason, const char *why);
+    /* The connection is being freed, and with it what the protocol has stored for it. NULL: nothing. */
+    void (*closed)(struct broker *broker, struct client *client);
     /* An answer from Python. Its code and texts belong to this protocol. */
     void (*forward)(struct broker *broker, struct client *client, const bq_command_t *command, const uint8_t *text,
                     uint32_t text_size, const uint8_t *data, uint32_t data_size);
