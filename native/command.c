@@ -192,10 +192,14 @@ static bool room_for(bq_t *bq, const endpoint_t *endpoint, const bq_peer_t *peer
     return trusted || admission_make_room(&bq->net, endpoint, peer->address, peer->port);
 }
 
+static const protocol_ops_t *protocol_of(const bq_command_t *command) {
+    return command->flags & BQ_CONN_MQTT ? &protocol_mqtt : &protocol_blip;
+}
+
 /* Of a socket. */
 static endpoint_t endpoint_of(const bq_command_t *command) {
     return (endpoint_t){.transport = command->flags & BQ_CONN_SECURE ? &transport_secure : &transport_tcp,
-                        .protocol = &protocol_blip,
+                        .protocol = protocol_of(command),
                         .websocket = command->flags & BQ_CONN_WEBSOCKET};
 }
 
@@ -204,7 +208,7 @@ static bool attach(bq_t *bq, const record_t *record, const uint8_t *data) {
     bq_peer_t peer = {0};
     if (record->data_size == sizeof peer) memcpy(&peer, data, sizeof peer);
     bool trusted = record->command.flags & BQ_CONN_TRUSTED;
-    const endpoint_t endpoint = {.transport = &transport_memory, .protocol = &protocol_blip};
+    const endpoint_t endpoint = {.transport = &transport_memory, .protocol = protocol_of(&record->command)};
     connection_t *connection = room_for(bq, &endpoint, &peer, trusted)
                                    ? connection_open(&bq->net, &endpoint, -1, peer.address, peer.port, trusted)
                                    : NULL;

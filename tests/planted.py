@@ -331,7 +331,7 @@ BUGS: dict[str, Bug] = {
     ),
     "handshakes_without_a_limit": bug(
         "admission.c",
-        ("!transport->shakes && !websocket) return true;", "!websocket) return true;"),
+        ("endpoint->transport->shakes || endpoint->websocket", "endpoint->websocket"),
     ),
     "certificate_without_room_forgotten": bug(
         "transport_secure.c",

@@ -15,11 +15,13 @@ from blipmq.broker.timers import Timers
 from blipmq.errors import INTERNAL
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
-from blipmq.native.events import AdminAsked, Hello, Info, Sub, Unsub
+from blipmq.native.events import AdminAsked, Hello, Info, MqttConnect, Sub, Unsub
 
 # The maximum number of events handled in one turn of the loop.
 EVENTS_PER_TURN = 512
 RETRY_SECONDS = 0.002
+INTERNAL_TEXT = "the broker had an internal error; its log has the cause"
+MQTT_UNSPECIFIED_ERROR = 0x80
 
 Handlers = Mapping[type, Callable[[Any], None]]
 
@@ -72,8 +74,9 @@ class EventPump:
     def _failed(self, event: Any, error: Exception) -> None:
         self._log.error("internal_error", on=type(event).__name__, error=f"{type(error).__name__}: {error}")
         if isinstance(event, (Hello, Sub, Unsub, Info, AdminAsked)):
-            text = "the broker had an internal error; its log has the cause"
-            self._core.reply(event.conn, event.seq, INTERNAL, text, close=True)
+            self._core.reply(event.conn, event.seq, INTERNAL, INTERNAL_TEXT, close=True)
+        elif isinstance(event, MqttConnect):
+            self._core.mqtt_refuse(event.conn, MQTT_UNSPECIFIED_ERROR, INTERNAL_TEXT)
 
     def _retry(self) -> None:
         try:

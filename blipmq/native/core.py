@@ -8,6 +8,7 @@ that had to wait.
 from __future__ import annotations
 
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
@@ -140,10 +141,10 @@ class Core:
 
     # -- commands
 
-    def listen(self, fd: int, secure: bool = False, *, websocket: bool = False) -> None:
+    def listen(self, fd: int, secure: bool = False, *, websocket: bool = False, mqtt: bool = False) -> None:
         """Accept on this listening socket. The core owns it from now on. `secure`: its clients speak TLS, with the context
-        that the method `secure` set before. `websocket`: they begin with a WebSocket handshake."""
-        self._push(lib.BQ_CMD_LISTEN, value=fd, flags=_layers(secure, websocket))
+        that the method `secure` set before. `websocket`: they begin with a WebSocket handshake. `mqtt`: they speak MQTT."""
+        self._push(lib.BQ_CMD_LISTEN, value=fd, flags=_layers(secure, websocket, mqtt))
 
     def origins(self, origins: Iterable[str]) -> None:
         """Set the origins of pages that may open a WebSocket; `*`: any."""
@@ -154,9 +155,9 @@ class Core:
         """Stop accepting: close every listener."""
         self._push(lib.BQ_CMD_UNLISTEN)
 
-    def adopt(self, fd: int, secure: bool = False, *, websocket: bool = False) -> None:
-        """Serve this connected socket. The core owns it from now on. `secure`, `websocket`: as in `listen`."""
-        self._push(lib.BQ_CMD_ADOPT, value=fd, flags=_layers(secure, websocket))
+    def adopt(self, fd: int, secure: bool = False, *, websocket: bool = False, mqtt: bool = False) -> None:
+        """Serve this connected socket. The core owns it from now on. The other arguments: as in `listen`."""
+        self._push(lib.BQ_CMD_ADOPT, value=fd, flags=_layers(secure, websocket, mqtt))
 
     def secure(self, table: int, context: int, tell: bool = False) -> None:
         """Use this context for the TLS connections accepted from now on. `table` and `context` are addresses: of the
@@ -165,13 +166,21 @@ class Core:
         check(lib.bq_secure_fits(table), "the TLS module is of another version than the core")
         self._push(lib.BQ_CMD_SECURE, value=table, seq=context, flags=lib.BQ_SECURE_TELL if tell else 0)
 
-    def attach(self, seq: int, trusted: bool = False, peer: tuple[str, int] | None = None, passed_ms: int = 0) -> None:
+    def attach(
+        self,
+        seq: int,
+        trusted: bool = False,
+        peer: tuple[str, int] | None = None,
+        passed_ms: int = 0,
+        *,
+        mqtt: bool = False,
+    ) -> None:
         """Open an in-memory connection. `Attached` with this seq returns its handle, or 0 if there is no room.
 
         `peer`: the client's numeric address and port; the connection counts as pending for this address. `passed_ms`:
-        the part of hello_timeout_ms that has already passed.
+        the part of hello_timeout_ms that has already passed. `mqtt`: the client speaks MQTT.
         """
-        flags = lib.BQ_CONN_TRUSTED if trusted else 0
+        flags = (lib.BQ_CONN_TRUSTED if trusted else 0) | (lib.BQ_CONN_MQTT if mqtt else 0)
         self._push(lib.BQ_CMD_ATTACH, seq=seq, flags=flags, value=passed_ms, data=peer_bytes(peer) if peer else b"")
 
     def input(self, conn: int, data: Buffer) -> None:
@@ -190,6 +199,31 @@ class Core:
         """Admit a client that sent HELLO; it gets Reply code 0 with `text`. `acl`: the number of its publish ACL,
         set before with `set_acl`; 0: everything."""
         self._push(lib.BQ_CMD_ADMIT, conn=conn, seq=seq, text=text.encode(), value=acl)
+
+    def mqtt_admit(
+        self,
+        conn: int,
+        identity: str,
+        acl: int = 0,
+        *,
+        assigned: str = "",
+        keepalive_s: int | None = None,
+        session_expiry_s: int = 0,
+        session_present: bool = False,
+    ) -> None:
+        """Admit an MQTT client; it gets CONNACK. `identity`: the owner of its key and its client identifier, under which
+        the core knows its session. `assigned`: that client identifier, if the client sent none. `keepalive_s`: what an
+        MQTT 5 client is told to use; None: what it asked for. `session_expiry_s`: what is used, and told to an MQTT 5
+        client that asked for something else."""
+        flags = (0 if keepalive_s is None else lib.BQ_MQTT_KEEPALIVE) | (lib.BQ_MQTT_PRESENT if session_present else 0)
+        assert identity.endswith(assigned)
+        admission = _MQTT_ADMISSION.pack(session_expiry_s, keepalive_s or 0, len(assigned.encode()), flags)
+        self._push(lib.BQ_CMD_ADMIT, conn=conn, text=identity.encode(), value=acl, data=admission)
+
+    def mqtt_refuse(self, conn: int, reason: int, text: str, *, discard: bool = False) -> None:
+        """Close an MQTT connection: with CONNACK if it is not admitted yet, otherwise with DISCONNECT. `reason`: a reason
+        code of MQTT 5 from 0x80 on. `discard`: its subscriptions end and its queued messages are dropped first."""
+        self.reply(conn, 0, reason, text, close=True, discard=discard)
 
     def set_acl(self, number: int, filters: bytes | None) -> None:
         """Set the publish ACL `number` (from 1), also for the connections already admitted with it. `filters`: each
@@ -388,5 +422,10 @@ class Core:
             self._on_backlog()
 
 
-def _layers(secure: bool, websocket: bool) -> int:
-    return (lib.BQ_CONN_SECURE if secure else 0) | (lib.BQ_CONN_WEBSOCKET if websocket else 0)
+def _layers(secure: bool, websocket: bool, mqtt: bool) -> int:
+    flags = lib.BQ_CONN_SECURE if secure else 0
+    return flags | (lib.BQ_CONN_WEBSOCKET if websocket else 0) | (lib.BQ_CONN_MQTT if mqtt else 0)
+
+
+_MQTT_ADMISSION = struct.Struct("=IHHI")
+assert _MQTT_ADMISSION.size == ffi.sizeof("bq_mqtt_admission_t")

@@ -102,6 +102,25 @@ class Unsub(NamedTuple):
     keep_durable: bool = False
 
 
+class MqttConnect(NamedTuple):
+    """An MQTT client sent CONNECT. Answered by `mqtt_admit` or `mqtt_refuse`; until then the core does not read its input.
+    `level`: 3 (MQTT 3.1), 4 (3.1.1) or 5. `user_name`, `password`: None if it has none."""
+
+    conn: int
+    peer: str
+    level: int
+    client_id: str
+    user_name: str | None
+    password: bytes | None
+    clean: bool
+    keepalive_s: int
+    session_expiry_s: int
+    will_topic: str
+
+    def __repr__(self) -> str:  # never prints the password
+        return f"MqttConnect(conn={self.conn}, level={self.level}, client_id={self.client_id!r}, peer={self.peer!r})"
+
+
 class Unsubscribed(NamedTuple):
     """A connection does not have this subscription: the core `refused` or ended it. Without a group, one that was not
     refused stands for all subscriptions to that filter."""
@@ -305,7 +324,7 @@ class Stopped(NamedTuple):
 
 
 Event: TypeAlias = (
-    "Hello | Sub | Unsub | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Consumed | Stats | Listed"
+    "Hello | Sub | Unsub | MqttConnect | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Consumed | Stats | Listed"
     " | SessionsListed | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped | Secured"
 )
 
@@ -339,6 +358,32 @@ def _unsub(e: CData) -> Event:
     group = _data(e).decode("utf-8", "replace")
     legacy, keep = bool(e.flags & lib.BQ_EV_LEGACY), bool(e.flags & lib.BQ_EV_KEEP)
     return Unsub(e.conn, e.seq, _text(e), group, legacy, _peer(e), keep)
+
+
+def _mqtt_connect(e: CData) -> Event:
+    user_name, password, will_topic = _sized(_data(e), 2)
+    return MqttConnect(
+        e.conn,
+        _peer(e),
+        e.code,
+        _text(e),
+        user_name.decode("utf-8", "replace") if e.flags & lib.BQ_EV_USERNAME else None,
+        password if e.flags & lib.BQ_EV_PASSWORD else None,
+        bool(e.flags & lib.BQ_EV_CLEAN),
+        e.value & 0xFFFFFFFF,
+        e.value >> 32,
+        will_topic.decode("utf-8", "replace"),
+    )
+
+
+def _sized(data: bytes, count: int) -> list[bytes]:
+    """So many texts, each with its size in front (u16, little-endian), and the rest."""
+    found, at = list[bytes](), 0
+    for _ in range(count):
+        end = at + 2 + int.from_bytes(data[at : at + 2], "little")
+        found.append(data[at + 2 : end])
+        at = end
+    return [*found, data[at:]]
 
 
 def _unsubscribed(e: CData) -> Event:
@@ -452,6 +497,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_HELLO: _hello,
     lib.BQ_EV_SUB: _sub,
     lib.BQ_EV_UNSUB: _unsub,
+    lib.BQ_EV_MQTT_CONNECT: _mqtt_connect,
     lib.BQ_EV_INFO: _info,
     lib.BQ_EV_CLOSED: _closed,
     lib.BQ_EV_ATTACHED: _attached,

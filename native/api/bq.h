@@ -36,18 +36,20 @@ enum bq_outcome {
 /* ---- commands: Python to core ------------------------------------------------------------------------------------- */
 
 enum bq_command_type {
-    /* value: listening socket, owned by the core from now on; flags may hold BQ_CONN_SECURE, BQ_CONN_WEBSOCKET */
+    /* value: listening socket, owned by the core from now on; flags may hold BQ_CONN_SECURE, BQ_CONN_WEBSOCKET,
+     * BQ_CONN_MQTT */
     BQ_CMD_LISTEN = 1,
     BQ_CMD_UNLISTEN = 2, /* stop accepting: close every listener */
     BQ_CMD_ADOPT = 3,    /* value: connected socket, owned by the core from now on; flags as for BQ_CMD_LISTEN */
-    /* A new in-memory connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED; data: a
-     * bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
+    /* A new in-memory connection; answered by BQ_EV_ATTACHED with this seq; flags may hold BQ_CONN_TRUSTED, BQ_CONN_MQTT;
+     * data: a bq_peer_t, or nothing; value: milliseconds of hello_timeout_ms that have passed already */
     BQ_CMD_ATTACH = 4,
     /* conn, data: bytes received; answered by BQ_EV_CONSUMED when they are parsed. flags: BQ_INPUT_END */
     BQ_CMD_INPUT = 5,
     BQ_CMD_CREDIT = 6, /* conn, value: bytes of BQ_EV_OUT that have been sent */
     /* conn, seq: its HELLO is accepted; the client gets a Reply with code 0 and text; value: the ACL of its key
-     * (BQ_CMD_ACL), 0: it may publish everything */
+     * (BQ_CMD_ACL), 0: it may publish everything. MQTT: text: its identity, the client identifier behind the owner of its
+     * key; data: a bq_mqtt_admission_t; the client gets CONNACK */
     BQ_CMD_ADMIT = 7,
     /* conn, seq, text: filter, value: size of the client_id in data, data: client_id and group; flags: BQ_SUB_QOS1,
      * BQ_SUB_DURABLE. The SubAck is sent when the route is set and a new durable subscription is on disk. If it is refused:
@@ -57,6 +59,7 @@ enum bq_command_type {
      * with that filter. Clients that sent HELLO get a Reply: 0 (when it is on disk) and BQ_EV_UNSUBSCRIBED; 404; or 503 if
      * the WAL cannot take it now, and then nothing has changed */
     BQ_CMD_UNSUBSCRIBE = 9,
+    /* MQTT: code: a reason code from 0x80 on, with BQ_REPLY_CLOSE: in CONNACK or, after that, in DISCONNECT */
     BQ_CMD_REPLY = 10,  /* conn, seq, code, text: message, data: payload, value: id; flags: BQ_REPLY_CLOSE, BQ_REPLY_UNASKED */
     BQ_CMD_CLOSE = 11,  /* conn, code: enum bq_close */
     BQ_CMD_STATS = 12,  /* answered by BQ_EV_STATS with this seq */
@@ -108,11 +111,21 @@ enum bq_command_flags {
     BQ_INPUT_END = 256,
     BQ_CONSUMERS_BEGIN = 512,
     BQ_CONSUMERS_EXACT = 1024,
-    BQ_SUB_KEYED = 2048,       /* the client uses a key: its client_id begins with the key's owner, if the key has one */
-    BQ_CONN_SECURE = 65536,    /* its connections speak TLS. Without an earlier BQ_CMD_SECURE the socket is closed */
-    BQ_SECURE_TELL = 131072,   /* report every handshake, not only those with a certificate */
-    BQ_CONN_WEBSOCKET = 262144 /* its connections begin with a WebSocket handshake (after that of TLS) */
+    BQ_SUB_KEYED = 2048,        /* the client uses a key: its client_id begins with the key's owner, if the key has one */
+    BQ_CONN_SECURE = 65536,     /* its connections speak TLS. Without an earlier BQ_CMD_SECURE the socket is closed */
+    BQ_SECURE_TELL = 131072,    /* report every handshake, not only those with a certificate */
+    BQ_CONN_WEBSOCKET = 262144, /* its connections begin with a WebSocket handshake (after that of TLS) */
+    BQ_CONN_MQTT = 524288       /* its connections speak MQTT */
 };
+
+typedef struct bq_mqtt_admission {
+    uint32_t session_expiry_s; /* told if the client asked for another one */
+    uint16_t keepalive_s;      /* with BQ_MQTT_KEEPALIVE: in place of the client's */
+    uint16_t assigned_size;    /* so many bytes at the end of the identity are a client identifier that the broker chose */
+    uint32_t flags;            /* enum bq_mqtt_admission_flags */
+} bq_mqtt_admission_t;
+
+enum bq_mqtt_admission_flags { BQ_MQTT_KEEPALIVE = 1, BQ_MQTT_PRESENT = 2 };
 
 /* The peer of a connection. */
 typedef struct bq_peer {
@@ -163,10 +176,24 @@ enum bq_event_type {
     BQ_EV_CONSUMER_OVER = 18,    /* data: a bq_consumer_over_t, then the row of a consumer that exceeded session_log_bytes */
     /* code: enum bq_handshake; conn, peer. At most 50 a second, the others are only counted in bq_stats_t. One with
      * BQ_EV_CERTIFICATE always comes, and before any request of this connection */
-    BQ_EV_SECURE = 25
+    BQ_EV_SECURE = 25,
+    /* conn, code: 3, 4 or 5, the version; flags: BQ_EV_CLEAN, BQ_EV_WILL, BQ_EV_USERNAME, BQ_EV_PASSWORD, BQ_EV_TRUSTED; value:
+     * keep-alive in seconds | session expiry in seconds << 32; text: the client identifier; data: [u16 size][user name][u16
+     * size][password][topic of the will]. Answered by ADMIT or REPLY */
+    BQ_EV_MQTT_CONNECT = 26
 };
 
-enum bq_event_flags { BQ_EV_LEGACY = 1, BQ_EV_DURABLE = 2, BQ_EV_TRUSTED = 4, BQ_EV_KEEP = 8, BQ_EV_CERTIFICATE = 16 };
+enum bq_event_flags {
+    BQ_EV_LEGACY = 1,
+    BQ_EV_DURABLE = 2,
+    BQ_EV_TRUSTED = 4,
+    BQ_EV_KEEP = 8,
+    BQ_EV_CERTIFICATE = 16,
+    BQ_EV_CLEAN = 32, /* of MQTT, also the following: no earlier session is continued */
+    BQ_EV_WILL = 64,
+    BQ_EV_USERNAME = 128,
+    BQ_EV_PASSWORD = 256
+};
 
 enum bq_handshake {
     BQ_HANDSHAKE_DONE = 1, /* text: name of the client's verified certificate, if flags hold BQ_EV_CERTIFICATE; data: version */

@@ -57,6 +57,21 @@ connection_t *connection_find(net_t *net, bq_conn_t handle) {
     return connection->client.handle == handle && connection->state != CONNECTION_FREE ? connection : NULL;
 }
 
+bool connection_ask(net_t *net, connection_t *connection, bq_event_t *event) {
+    event->conn = connection->client.handle;
+    event->flags |= connection->trusted ? BQ_EV_TRUSTED : 0;
+    memcpy(event->peer, connection->peer, sizeof event->peer);
+    event->peer_port = connection->peer_port;
+    if (!event_push(&net->broker, event)) {
+        connection->client.pause |= PAUSE_EVENTS;
+        net_retry_later(net, connection);
+        return false;
+    }
+    connection->known = true;
+    connection->client.pause |= PAUSE_ANSWER;
+    return true;
+}
+
 static client_t *client_by_handle(broker_t *broker, bq_conn_t handle) {
     connection_t *connection = connection_find(net_of(broker), handle);
     return connection ? &connection->client : NULL;

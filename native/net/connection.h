@@ -53,6 +53,7 @@ typedef struct connection {
     bool input_ended;            /* no more input will come */
     bool away;                   /* a step of its handshake is with the thread bq-tls: see net/secure.h */
     const char *close_detail;    /* static text */
+    struct mqtt *mqtt;           /* state of an MQTT client: see proto/mqtt.h; NULL: of another protocol, or not known yet */
     struct websocket *websocket; /* a layer between transport and protocol; NULL: none */
     struct secure *secure;       /* of a connection that speaks TLS, from its first byte on: see net/secure.h */
     int send_error;              /* errno: its transport failed, and the next flush closes it */
@@ -114,8 +115,11 @@ void input_end(struct net *net, connection_t *connection, int error);
 void connection_memory_input(struct net *net, connection_t *connection, const uint8_t *bytes, uint32_t size);
 void connection_memory_end(struct net *net, connection_t *connection);             /* its end of file */
 void connection_credit(struct net *net, connection_t *connection, uint64_t bytes); /* `bytes` of its output have left */
-void connection_input_drop(struct net *net, connection_t *connection);             /* drop unparsed input */
-void connection_continue(struct net *net, connection_t *connection);               /* parse the kept input after a pause */
+/* Pass a request to Python and stop this connection's input until the answer. False: no room now; the connection is paused, and
+ * the request is parsed again later. */
+bool connection_ask(struct net *net, connection_t *connection, bq_event_t *event);
+void connection_input_drop(struct net *net, connection_t *connection); /* drop unparsed input */
+void connection_continue(struct net *net, connection_t *connection);   /* parse the kept input after a pause */
 
 /* Output. */
 /* Send at most one batch. connection_flush may close the connection, so it is called only at known points of a turn.

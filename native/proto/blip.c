@@ -238,18 +238,8 @@ static enum frame_outcome ask(net_t *net, connection_t *connection, bq_event_t *
     if (event->text_size > REQUEST_BYTES_MAX || event->data_size > REQUEST_BYTES_MAX)
         return refuse(net, connection, event->seq, BQ_OUTCOME_INVALID,
                       "client_id, api_key, group and the request of INFO or ADMIN may have at most 4 KiB each");
-    event->conn = connection->client.handle;
-    event->flags |= (connection->hello ? 0 : BQ_EV_LEGACY) | (connection->trusted ? BQ_EV_TRUSTED : 0);
-    memcpy(event->peer, connection->peer, sizeof event->peer);
-    event->peer_port = connection->peer_port;
-    if (!event_push(&net->broker, event)) {
-        connection->client.pause |= PAUSE_EVENTS;
-        net_retry_later(net, connection);
-        return FRAME_KEPT;
-    }
-    connection->known = true;
-    connection->client.pause |= PAUSE_ANSWER;
-    return FRAME_TAKEN;
+    event->flags |= connection->hello ? 0 : BQ_EV_LEGACY;
+    return connection_ask(net, connection, event) ? FRAME_TAKEN : FRAME_KEPT;
 }
 
 static enum frame_outcome request_hello(net_t *net, connection_t *connection, const bq_view_t *view) {

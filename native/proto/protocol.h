@@ -46,6 +46,6 @@ typedef struct protocol_ops {
                     uint32_t text_size, const uint8_t *data, uint32_t data_size);
 } protocol_ops_t;
 
-extern const protocol_ops_t protocol_blip;
+extern const protocol_ops_t protocol_blip, protocol_mqtt;
 
 #endif

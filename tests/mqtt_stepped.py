@@ -1,0 +1,110 @@
+"""MQTT clients of a stepped core. Packets are written and read by `mqtt_packets`, never by the codec of the core.
+
+Invariant: `packets` holds only whole packets of the core, in their order.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import mqtt_packets as mqtt
+from stepped import Bench, Client, SocketClient
+
+from blipmq.native.events import Event, MqttConnect
+
+
+class Packets:
+    """Cuts what a server sends into packets, and reads them."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        self._buffer += data
+        found = []
+        while (size := self._whole()) and size <= len(self._buffer):
+            found.append(mqtt.read(bytes(self._buffer[:size]), self.version))
+            del self._buffer[:size]
+        return found
+
+    def _whole(self) -> int:
+        """The size of the packet in front; 0: not known yet."""
+        value = 0
+        for at, byte in enumerate(self._buffer[1:5]):
+            value |= (byte & 0x7F) << 7 * at
+            if byte < 0x80:
+                return 2 + at + value
+        return 0
+
+
+class MqttClient(Client):
+    """One MQTT connection as seen by its peer."""
+
+    def __init__(self, bench: Bench, conn: int, version: int) -> None:
+        super().__init__(bench, conn)
+        self.version = version
+        self.packets: list[dict[str, Any]] = []
+        self._packets = Packets(version)
+
+    def arrived(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        self.packets += self._packets.feed(data)
+
+    def say(self, *packets: bytes) -> list[dict[str, Any]]:
+        """Send packets in one piece. Returns what came since the last call."""
+        self.send_bytes(b"".join(packets))
+        self.bench.settle()
+        return self.take_packets()
+
+    def take_packets(self) -> list[dict[str, Any]]:
+        found, self.packets = self.packets, []
+        return found
+
+    def connect(self, **fields: Any) -> list[dict[str, Any]]:
+        return self.say(mqtt.connect(self.version, **fields))
+
+
+class MqttSocketClient(SocketClient):
+    """The same over a socket."""
+
+    def __init__(self, bench: Bench, ours: socket.socket) -> None:
+        super().__init__(bench, ours)
+        self.packets: list[dict[str, Any]] = []
+        self._packets = Packets(5)
+
+    def arrived(self, data: bytes) -> None:
+        self.packets += self._packets.feed(data)
+
+
+class MqttBench(Bench):
+    """Admits every MQTT client, unless `answering` is False."""
+
+    def dial(self, version: int = 5, trusted: bool = False, address: str = "") -> MqttClient:
+        """A client that has sent nothing yet."""
+        self._seq += 1
+        self.core.attach(self._seq, trusted, (address, 4711) if address else None, mqtt=True)
+        conn = self._await(self._seq).conn
+        client = MqttClient(self, conn, version)
+        if conn:
+            self._clients[conn] = client
+        return client
+
+    def mqtt(self, version: int = 5, **fields: Any) -> MqttClient:
+        """A client after its CONNACK."""
+        client = self.dial(version)
+        (connack,) = client.connect(**fields)
+        assert (connack["first"], connack["reason"]) == (0x20, 0)
+        return client
+
+    def answer(self, event: Event) -> None:
+        if isinstance(event, MqttConnect):
+            self.core.mqtt_admit(event.conn, event.client_id)
+        else:
+            super().answer(event)
+
+
+def values(packet: dict[str, Any]) -> dict[str, Any]:
+    """The properties of a packet by their names; user properties are left out."""
+    return {mqtt.PROPERTIES[identifier][0]: value for identifier, value in packet["properties"]}
