@@ -23,6 +23,7 @@ from blipmq.errors import Refused
 from blipmq.native.config import WalConfig
 from blipmq.native.events import SessionOver
 from blipmq.protocols.blip import NativeProtocol
+from blipmq.protocols.clients import ClientRules
 from blipmq.sessions.connections import Connections
 from blipmq.wire import frames as wire
 
@@ -366,7 +367,8 @@ def logged(event: SessionOver) -> dict[str, Any]:
     """The fields of the log line about `event`, from a broker with the quota of these tests."""
     log = MagicMock()
     config = from_dict({"qos1": {"session_log_bytes": QUOTA}, "wal": {"enabled": False, "max_bytes": WAL.max_bytes}})
-    unused = MagicMock()
-    NativeProtocol(unused, Connections(), config, log, unused, unused, unused).session_over(event)
+    unused, connections = MagicMock(), Connections()
+    rules = ClientRules(connections, config, log, unused, unused)
+    NativeProtocol(unused, connections, rules, log, unused, unused).session_over(event)
     fields: dict[str, Any] = log.warning.call_args.kwargs
     return fields

@@ -32,8 +32,8 @@ OURS = set(
     broker.message_ids broker.questions broker.status broker.timers broker.wal cli cli.server config
     config.core_settings config.embedded config.memory config.reader config.schema config.schema_reader
     config.settings errors native native.clock native.config native.core native.errors native.events native.wal net
-    net.admission_log net.bind_retry net.listener ops ops.admin protocols protocols.blip service service.sd_notify
-    service.server service.systemd sessions sessions.connections sessions.listing version""".split()
+    net.admission_log net.bind_retry net.listener ops ops.admin protocols protocols.blip protocols.clients service
+    service.sd_notify service.server service.systemd sessions sessions.connections sessions.listing version""".split()
 )
 # Modules that it must not load, because the modules above do not need them: TLS, key hashes, settings files, command
 # lines with more than one word, answers to requests, international names, archives, and modules that import many

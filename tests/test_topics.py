@@ -5,6 +5,7 @@ broker.
 from __future__ import annotations
 
 import itertools
+import re
 
 import fake_broker
 import pytest
@@ -153,6 +154,57 @@ def test_examples_of_filters_within_others(outer: str, inner: str, topic: str | 
     assert covers(outer, inner) is (topic is None)
     if topic is not None:
         assert match(inner, topic) and not match(outer, topic)
+
+
+MQTT_TOPICS = ["".join(characters) for size in range(1, 5) for characters in itertools.product("a./$*>", repeat=size)]
+MQTT_FILTERS = st.builds(
+    lambda levels, end: "/".join([*levels, *end]),
+    st.lists(st.sampled_from(["a", "", "+", "*", ">", "a.*", "$a", "a.a"]), min_size=1, max_size=3),
+    st.sampled_from([[], ["#"]]),
+).filter(bool)
+
+
+def mqtt_matches(filter_: str, topic: str) -> bool:
+    """The rule of MQTT, by regular expression: * and > are ordinary characters."""
+    if topic[0] == "$" and filter_[0] != "$":
+        return False
+    if filter_ == "#":
+        return True
+    body, rest = (filter_[:-2], "(/.*)?") if filter_.endswith("/#") else (filter_, "")
+    levels = "/".join("[^/]*" if level == "+" else re.escape(level) for level in body.split("/"))
+    return re.fullmatch(levels + rest, topic, re.DOTALL) is not None
+
+
+@settings(max_examples=400, deadline=None)
+@given(outer=SMALL_FILTERS | LEVELLED, inner=MQTT_FILTERS)
+def test_a_filter_covers_one_of_mqtt_exactly_if_no_topic_disproves_it(outer: str, inner: str) -> None:
+    topic = uncovered(outer, inner, mqtt=True)
+    if topic is None:
+        assert [t for t in MQTT_TOPICS if mqtt_matches(inner, t) and not matches_any_topic(outer, t)] == []
+    else:
+        assert mqtt_matches(inner, topic) and not matches_any_topic(outer, topic)
+
+
+def matches_any_topic(filter_: str, topic: str) -> bool:
+    """As `match`, also for topics of MQTT clients, which may contain * and >."""
+    return match(filter_, topic) if check_filter(filter_) else filter_ == topic
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "covered"),
+    [
+        ("a.*", "a.*", True),  # one topic of MQTT, which the wildcard matches
+        ("a.b", "a.*", False),
+        ("a/+", "a/>", True),
+        ("site/#", "site/+/x.>", True),
+        (">", "#", True),
+        ("#", "$a/+", False),
+    ],
+)
+def test_the_wildcards_of_dots_are_ordinary_characters_in_a_filter_of_mqtt(
+    outer: str, inner: str, covered: bool
+) -> None:
+    assert covers(outer, inner, mqtt=True) is covered
 
 
 def test_comparing_the_longest_filters_is_cheap() -> None:

@@ -4,6 +4,7 @@ in front of one (as a reverse proxy is), and against peers that break the rules.
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -11,7 +12,7 @@ import threading
 
 import pytest
 import websockets
-from broker_process import cli_command, environment
+from broker_process import BrokerProcess, cli_command, environment
 from certificates import Authority
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,6 +165,13 @@ def test_a_client_reconnects_over_websocket_and_subscribes_again(start_broker):
                 assert (await messages.next(timeout_s=30)).payload == b"again"
 
     asyncio.run(run())
+
+
+def test_a_broker_with_only_a_websocket_address_starts_and_is_ready(tmp_path):
+    settings = {"server.bind_addr": "", "server.ws_bind_addr": "127.0.0.1:0", "metrics.bind_addr": ""}
+    broker = BrokerProcess(tmp_path, settings).get_ready()
+    broker.signal(signal.SIGTERM)
+    assert broker.wait() == 0
 
 
 def test_the_reason_of_a_stop_reaches_the_client():

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from blipmq.base.files import read_file
 from blipmq.base.validation import API_KEY_BYTES_MAX, API_KEY_BYTES_MIN
 from blipmq.errors import BlipMQError, ConfigError, UsageError
-from blipmq.wire.topics import check_filter, covers
+from blipmq.wire.topics import check_filter, covers, unshared
 
 if sys.platform != "win32":
     import fcntl
@@ -108,9 +108,13 @@ class Key(NamedTuple):
         """Whether it may do an operator's work: see all subscriptions, and end them."""
         return not self.allow or ADMIN in self.allow
 
-    def may_subscribe(self, filter: str) -> bool:
-        """Whether one of the key's `sub:` filters covers every topic that `filter` matches."""
-        return not self.allow or any(covers(right[4:], filter) for right in self.allow if right.startswith("sub:"))
+    def may_subscribe(self, filter: str, mqtt: bool = False) -> bool:
+        """Whether one of the key's `sub:` filters covers every topic that `filter` matches. `mqtt`: it has the syntax of
+        MQTT, and may be that of a shared subscription."""
+        wanted = unshared(filter) if mqtt else filter
+        return not self.allow or any(
+            covers(right[4:], wanted, mqtt) for right in self.allow if right.startswith("sub:")
+        )
 
 
 class Plain(NamedTuple):

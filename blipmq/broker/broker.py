@@ -31,7 +31,7 @@ from blipmq.broker.status import Status
 from blipmq.broker.timers import Timers
 from blipmq.broker.wal import Wal
 from blipmq.config.embedded import Settings, as_config
-from blipmq.config.settings import Config
+from blipmq.config.settings import Config, value_of
 from blipmq.errors import BlipMQError, Disconnected, UsageError, WrongType, refusal
 from blipmq.native.config import CoreConfig
 from blipmq.native.core import Core
@@ -59,6 +59,7 @@ from blipmq.native.events import (
 from blipmq.net.admission_log import AdmissionLog
 from blipmq.net.listener import address_of, open_or_wait
 from blipmq.protocols.blip import NativeProtocol
+from blipmq.protocols.clients import ClientRules
 from blipmq.sessions.connections import Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
 
@@ -77,6 +78,11 @@ if TYPE_CHECKING:
 TICK_SECONDS = 1.0
 # Added to the time for flushing: the core needs it to close all connections.
 STOP_GRACE_SECONDS = 5.0
+# The settings of the addresses without TLS, and what the clients speak there.
+LAYERS: dict[str, dict[str, bool]] = {
+    "server.bind_addr": {},
+    "server.ws_bind_addr": {"websocket": True},
+}
 
 
 class Broker:
@@ -99,7 +105,6 @@ class Broker:
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._status: Status | None = None
-        self._protocol: NativeProtocol | None = None
         self._auth: Auth | None = None
         self._ends: SessionEnds | None = None
         self._attached: AttachedConnections | None = None
@@ -136,15 +141,16 @@ class Broker:
         self._ids = IdFile("" if logged else self.config.wal.directory, self.log)
         core = Core(CoreConfig.of(self.config), self._ids.begin(), on_backlog=self._backlog)
         core.origins(self.config.server.ws_origins)
-        websocket: socket.socket | None = None
+        listeners: dict[str, socket.socket] = {} if listener is None else {"server.bind_addr": listener}
         try:
             wal = await Wal.open(core, self.config, self.log) if logged else None
-            bind_addr = self.config.server.bind_addr
-            if listener is None and bind_addr:
-                listener = await open_or_wait(bind_addr, "server.bind_addr", self._listen, bind_retry)
-            if ws_addr := self.config.server.ws_bind_addr:
-                listen = partial(self._listen, websocket=True)
-                websocket = await open_or_wait(ws_addr, "server.ws_bind_addr", listen, bind_retry)
+            for setting in LAYERS:
+                bind_addr = value_of(self.config, setting)
+                if setting in listeners or not bind_addr:
+                    continue
+                listen = partial(self._listen, setting)
+                if opened := await open_or_wait(bind_addr, setting, listen, bind_retry):
+                    listeners[setting] = opened
             if self.tls is not None:
                 await self.tls.listen(core, bind_retry)
             clocks = ClockWatch(core.clock)
@@ -152,23 +158,16 @@ class Broker:
             core.start()
         except BaseException:
             core.free()
-            for opened in filter(None, (listener, websocket)):
+            for opened in listeners.values():
                 opened.close()
             if self.tls is not None:
                 self.tls.stop()
             raise
         finally:
             self._starting = False
-        self._begin(core, wal, clocks, listener, websocket)
+        self._begin(core, wal, clocks, listeners)
 
-    def _begin(
-        self,
-        core: Core,
-        wal: Wal | None,
-        clocks: ClockWatch,
-        listener: socket.socket | None,
-        websocket: socket.socket | None,
-    ) -> None:
+    def _begin(self, core: Core, wal: Wal | None, clocks: ClockWatch, listeners: dict[str, socket.socket]) -> None:
         self._loop = asyncio.get_running_loop()
         self._core = core
         self._timers = Timers(self._loop)
@@ -189,36 +188,30 @@ class Broker:
             admission,
             self.tls,
         )
-        self._protocol = NativeProtocol(
-            core, self._connections, self.config, self.log, self._status, self._auth, self._operators
-        )
+        self._rules = ClientRules(self._connections, self.config, self.log, self._status, self._auth)
+        self._protocol = NativeProtocol(core, self._connections, self._rules, self.log, self._status, self._operators)
         self._status.sampled = self._ids.observe
         self._auth.open()
         if self._bind_retry is not None:
             self._status.bind_problems = self._bind_retry.reasons
-        if listener is not None:
-            self._give(core, self._status, listener)
-        if websocket is not None:
-            self._give(core, self._status, websocket, websocket=True)
-        self._pump.start(self._handlers(self._protocol, self._status))
+        for setting, listener in listeners.items():
+            self._give(core, self._status, setting, listener)
+        self._pump.start(self._handlers(self._protocol, self._rules, self._status))
         self._tick()
         self._watch_keys()
 
-    async def _listen(self, listener: socket.socket, websocket: bool = False) -> None:
+    async def _listen(self, setting: str, listener: socket.socket) -> None:
         """Listen at an address that has become available."""
         core, status = self._running(), self._status_running()
         if self._stopped is not None:
             raise UsageError("this broker is stopping")
-        self._give(core, status, listener, websocket)
+        self._give(core, status, setting, listener)
 
     @staticmethod
-    def _give(core: Core, status: Status, listener: socket.socket, websocket: bool = False) -> None:
+    def _give(core: Core, status: Status, setting: str, listener: socket.socket) -> None:
         """Let the core listen at the address of `listener`, which it then owns."""
-        if websocket:
-            status.websocket_address = address_of(listener)
-        else:
-            status.address = address_of(listener)
-        core.listen(listener.detach(), websocket=websocket)
+        status.addresses[setting] = address_of(listener)
+        core.listen(listener.detach(), **LAYERS[setting])
 
     async def stop(self, timeout_ms: int | None = None) -> int:
         """Stop accepting, send queued messages for at most `timeout_ms` (None: limits.shutdown_timeout_ms), close all
@@ -281,17 +274,20 @@ class Broker:
     @property
     def address(self) -> str:
         """The listening address with its real port; "" without a listener."""
-        return self._status.address if self._status else ""
+        return self._address("server.bind_addr")
 
     @property
     def websocket_address(self) -> str:
         """The WebSocket listening address with its real port; "" without such a listener."""
-        return self._status.websocket_address if self._status else ""
+        return self._address("server.ws_bind_addr")
 
     @property
     def tls_address(self) -> str:
         """The TLS listening address with its real port; "" without a TLS listener."""
-        return self.tls.address if self.tls is not None else ""
+        return self.tls.addresses.get("server.tls_bind_addr", "") if self.tls is not None else ""
+
+    def _address(self, setting: str) -> str:
+        return self._status.addresses.get(setting, "") if self._status else ""
 
     def publish(self, topic: str, payload: Payload, ttl_ms: int = 0, *, qos: int = 0) -> Awaitable[int]:
         """Publish from the broker itself. `ttl_ms`: time to live in milliseconds; 0 is the default.
@@ -382,11 +378,11 @@ class Broker:
         core = self._running()
         if not isinstance(config, Config):
             raise WrongType(f"config is a {type(config).__name__}; apply takes a Config")
-        assert self._protocol is not None and self._status is not None and self._auth is not None
+        assert self._status is not None and self._auth is not None
         keys = self._auth.prepare(config.auth)
         if self.tls is not None:
             self.tls.apply(config)  # first, because it may refuse the configuration
-        self.config = self._protocol.config = config
+        self.config = self._rules.config = config
         self._status.budget_bytes = config.limits.memory_bytes
         self._status.reloads_applied += 1
         self._status.reload_error = ""
@@ -395,7 +391,7 @@ class Broker:
         core.limits(CoreConfig.of(config))
         core.origins(config.server.ws_origins)
         self._auth.apply(keys)
-        self._protocol.keys_changed()
+        self._rules.keys_changed(self._protocol.end)
         self._watch_keys()
 
     def reload_refused(self, error: str) -> None:
@@ -425,12 +421,14 @@ class Broker:
 
     # -- events
 
-    def _handlers(self, protocol: NativeProtocol, status: Status) -> dict[type, Callable[[Any], None]]:
+    def _handlers(
+        self, protocol: NativeProtocol, rules: ClientRules, status: Status
+    ) -> dict[type, Callable[[Any], None]]:
         return {
             Hello: protocol.hello,
             Sub: protocol.subscribe,
             Unsub: protocol.unsubscribe,
-            Unsubscribed: protocol.unsubscribed,
+            Unsubscribed: rules.unsubscribed,
             Info: protocol.info,
             AdminAsked: protocol.admin,
             Closed: self._closed,
@@ -449,10 +447,9 @@ class Broker:
         }
 
     def _closed(self, event: Closed) -> None:
-        assert self._protocol is not None
         if self._attached is not None:
             self._attached.closed(event)
-        self._protocol.closed(event)
+        self._rules.closed(event)
 
     def _attached_connections(self) -> AttachedConnections:
         if self._attached is None:
@@ -542,10 +539,10 @@ class Broker:
             self._timers.after("keys", CHECK_SECONDS, self._look_at_keys)
 
     def _look_at_keys(self) -> None:
-        if self._core is None or self._auth is None or self._protocol is None:
+        if self._core is None or self._auth is None:
             return
         if self._auth.look():
-            self._protocol.keys_changed()
+            self._rules.keys_changed(self._protocol.end)
         self._watch_keys()
 
     def _backlog(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from blipmq.auth.auth import Auth
@@ -39,7 +39,8 @@ NEARLY_FULL = 0.9  # share of the memory budget; above it, the broker is degrade
 class Tls(Protocol):
     """The part of `blipmq.net.tls` that the status needs."""
 
-    address: str
+    @property
+    def addresses(self) -> Mapping[str, str]: ...
 
     def facts(self, counters: Counters) -> dict[str, Any]: ...
 
@@ -64,8 +65,7 @@ class Status:
         admission: AdmissionLog | None = None,
         tls: Tls | None = None,
     ) -> None:
-        self.address = ""
-        self.websocket_address = ""
+        self.addresses: dict[str, str] = {}  # where the core listens without TLS, by setting
         self.bind_problems: Callable[[], dict[str, str]] = (
             dict  # sentences about addresses that are not available yet, by setting
         )
@@ -229,7 +229,7 @@ class Status:
         return {
             "version": __version__,
             "uptime_s": int(self._clock() - self._started),
-            "address": self.address,
+            "address": self.addresses.get("server.bind_addr", ""),
             "state": "degraded" if reasons else "ok",
             "reasons": reasons,
             "clients": counters["connections"],
@@ -293,13 +293,13 @@ class Status:
         return {**self._auth.facts, "file_ok": not self._auth.problem}
 
     def _websocket_facts(self, counters: Counters) -> Report | None:
-        if not self.websocket_address and not (self._tls and self._tls.address):
+        address = self.addresses.get("server.ws_bind_addr", "")
+        if not address and not self._tls_address("server.tls_bind_addr"):
             return None
-        return {
-            "address": self.websocket_address,
-            "connections": counters["websockets"],
-            "refused": counters["websocket_refused"],
-        }
+        return {"address": address, "connections": counters["websockets"], "refused": counters["websocket_refused"]}
+
+    def _tls_address(self, setting: str) -> str:
+        return self._tls.addresses.get(setting, "") if self._tls else ""
 
     def _subscriber(self, row: Subscriber) -> Report:
         connection = self._connections.find(row.conn)

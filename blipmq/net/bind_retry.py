@@ -40,7 +40,7 @@ class BindRetry:
     @property
     def unready(self) -> str:
         """A sentence about an address that clients need, or "". The address for metrics does not count."""
-        return next((why for key, why in self.reasons().items() if key.startswith("server.")), "")
+        return next((why for key, why in self.reasons().items() if not key.startswith("metrics.")), "")
 
     def reasons(self) -> dict[str, str]:
         """A sentence for each setting whose address is not available yet."""

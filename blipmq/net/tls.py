@@ -1,4 +1,4 @@
-"""TLS of a broker: its certificate, its listener in the core, the log lines about its clients, and the report.
+"""TLS of a broker: its certificate, its listeners in the core, the log lines about its clients, and the report.
 
 Invariant: the certificate in use is the newest valid one. New connections get it; open ones keep theirs. Created only where
 `[tls]` is configured.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from blipmq.base.logs import Log
-from blipmq.config.settings import Config
+from blipmq.config.settings import Config, value_of
 from blipmq.native import tls as module
 from blipmq.native.core import Core
 from blipmq.native.events import Handshake, Secured
@@ -23,7 +24,7 @@ from blipmq.net.tls_log import log_failed, log_late, log_opened
 if TYPE_CHECKING:
     from blipmq.net.bind_retry import BindRetry
 
-KEY = "server.tls_bind_addr"
+SETTINGS = ("server.tls_bind_addr",)  # of the addresses
 # The keys that encrypt session tickets live as long as a context.
 TICKET_SECONDS, TICKET_RETRY_SECONDS = 12 * 3600.0, 60.0
 
@@ -32,7 +33,7 @@ class Tls:
     """TLS of one broker. Raises `ConfigError` if a file of `[tls]` cannot be used. `tick` is called once a second."""
 
     def __init__(self, config: Config, log: Log) -> None:
-        self.address = ""  # where it listens, with the real port; "" if it does not
+        self.addresses: dict[str, str] = {}  # where it listens, with the real port, by setting
         self.certificates = Certificates(config.tls, https=config.metrics.tls)
         self._log = log
         self._config = config
@@ -41,26 +42,28 @@ class Tls:
         self._tell()
 
     def __repr__(self) -> str:
-        return f"<Tls {self.certificates!r} address={self.address or '-'}>"
+        return f"<Tls {self.certificates!r} addresses={self.addresses}>"
 
-    # -- the listener
+    # -- the listeners
 
     async def listen(self, core: Core, bind_retry: BindRetry | None = None) -> None:
-        """Let `core` listen at `server.tls_bind_addr`, if that is not empty; with `bind_retry`, as soon as the address is
+        """Let `core` listen at the addresses of SETTINGS that are not empty; with `bind_retry`, as soon as each is
         available. Raises `AddressInUse`, `NotAllowed` or `ConfigError`."""
-        bind_addr = self._config.server.tls_bind_addr
-        if not bind_addr:
+        wanted = {setting: bind_addr for setting in SETTINGS if (bind_addr := value_of(self._config, setting))}
+        if not wanted:
             return
         self._core = core
         self._give()
-        if listener := await open_or_wait(bind_addr, KEY, self._serve, bind_retry):
-            await self._serve(listener)
+        for setting, bind_addr in wanted.items():
+            serve = partial(self._serve, setting)
+            if listener := await open_or_wait(bind_addr, setting, serve, bind_retry):
+                await serve(listener)
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _serve(self, setting: str, listener: socket.socket) -> None:
         if self._core is None:  # the broker stopped meanwhile
             listener.close()
             return
-        self.address = address_of(listener)
+        self.addresses[setting] = address_of(listener)
         self._core.listen(listener.detach(), secure=True)
 
     def stop(self) -> None:
@@ -147,7 +150,7 @@ class Tls:
         """The TLS part of INFO and the metrics."""
         files = self.certificates
         return {
-            "address": self.address,
+            "address": self.addresses.get("server.tls_bind_addr", ""),
             "connections": counters["secure_open"],
             "pending": counters["secure_pending"],
             "handshakes": {name: counters[f"secure_{name}"] for name in ("done", "failed", "refused")},

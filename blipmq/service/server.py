@@ -44,7 +44,8 @@ SAME_SIGNAL_SECONDS = 0.1
 def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     """Serve until a signal stops the broker; returns the exit status. `reload` reads the configuration again."""
     config = loaded.config
-    if not config.server.bind_addr and not config.server.tls_bind_addr:
+    server = config.server
+    if not any((server.bind_addr, server.tls_bind_addr, server.ws_bind_addr)):
         raise ConfigError(
             "server.bind_addr is empty, so no client can connect. Set an address, such as 127.0.0.1:7878."
         )
@@ -122,7 +123,11 @@ class Process:
     def _ready_if_so(self) -> None:
         """Report ready when the broker listens at all client addresses."""
         broker = self._broker
-        addresses = {"address": broker.address, "tls": broker.tls_address, "websocket": broker.websocket_address}
+        addresses = {
+            "address": broker.address,
+            "tls": broker.tls_address,
+            "websocket": broker.websocket_address,
+        }
         if self._is_ready or self._bind_retry.unready or not any(addresses.values()):
             return
         self._is_ready = True

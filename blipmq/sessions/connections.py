@@ -1,6 +1,7 @@
-"""Connections that sent HELLO or subscribed: their identity and their subscriptions.
+"""Connections that sent HELLO or CONNECT, or subscribed: their identity and their subscriptions.
 
-Invariant: an identity (a client_id of one key) belongs to at most one connection, the newest that claimed it.
+Invariant: an identity (a client_id of one key) belongs to at most one connection of BlipMQ's own protocol and one of MQTT, the
+newest that claimed it.
 Connections that only publish are not kept here and cost Python nothing.
 """
 
@@ -26,6 +27,7 @@ class Connection:
         "conn",
         "counted",
         "key",
+        "level",
         "peer",
         "said_hello",
         "subscriptions",
@@ -36,7 +38,8 @@ class Connection:
         self.peer = peer
         self.client_id = ""
         self.key: Key | None = None  # its API key, where keys are required
-        self.said_hello = False
+        self.level = 0  # the protocol level of its CONNECT: 3, 4 or 5; 0: BlipMQ's own protocol
+        self.said_hello = False  # or CONNECT
         self.by_certificate = False  # it has its key by its certificate
         self.counted = ""  # the name of the key whose connection count includes it
         self.closing = False  # told to close: its further requests are not answered
@@ -78,7 +81,8 @@ class Connections:
 
     def __init__(self) -> None:
         self._by_conn: dict[int, Connection] = {}
-        self._by_client: dict[str, Connection] = {}
+        # By identity: those of BlipMQ's own protocol, and those of MQTT.
+        self._by_client: tuple[dict[str, Connection], dict[str, Connection]] = ({}, {})
         self._certificates: dict[int, str] = {}  # names in the verified certificates of TLS clients, by handle
         self._of_key: dict[str, int] = {}  # admitted connections, by the name of their key
 
@@ -89,7 +93,7 @@ class Connections:
         return iter(self._by_conn.values())
 
     def __repr__(self) -> str:
-        return f"<Connections connections={len(self._by_conn)} client_ids={len(self._by_client)}>"
+        return f"<Connections connections={len(self._by_conn)} client_ids={sum(map(len, self._by_client))}>"
 
     def find(self, conn: int) -> Connection | None:
         """The connection with this handle, or None."""
@@ -111,7 +115,7 @@ class Connections:
         return self._certificates.get(conn, "")
 
     def identify(self, connection: Connection, client_id: str) -> Connection | None:
-        """Record that `connection` sent HELLO as `client_id` ("": none). Returns the connection that it takes over, if
+        """Record that `connection` was admitted as `client_id` ("": none). Returns the connection that it takes over, if
         any."""
         if connection.key is not None and not connection.counted:
             connection.counted = connection.key.name
@@ -120,8 +124,9 @@ class Connections:
         connection.client_id = client_id
         if not client_id:
             return None
-        taken_over = self._by_client.get(connection.identity)
-        self._by_client[connection.identity] = connection
+        by_client = self._by_client[bool(connection.level)]
+        taken_over = by_client.get(connection.identity)
+        by_client[connection.identity] = connection
         if taken_over is not None:  # it no longer counts, though it may still receive the reason
             self._uncount(taken_over)
         return taken_over
@@ -133,22 +138,25 @@ class Connections:
     def takes_over(self, connection: Connection, client_id: str) -> bool:
         """Whether `connection` would take over another connection with that client_id."""
         owner = connection.key.owner if connection.key is not None else ""
-        return bool(client_id) and (f"{owner}{OWNER_ENDS}{client_id}" if owner else client_id) in self._by_client
+        identity = f"{owner}{OWNER_ENDS}{client_id}" if owner else client_id
+        return bool(client_id) and identity in self._by_client[bool(connection.level)]
 
     def clear(self) -> None:
         """Forget all connections."""
         self._of_key.clear()
         self._certificates.clear()
         self._by_conn.clear()
-        self._by_client.clear()
+        for by_client in self._by_client:
+            by_client.clear()
 
     def drop(self, conn: int) -> Connection | None:
         """Forget a closed connection, and return it if it was known."""
         self._certificates.pop(conn, None)
         connection = self._by_conn.pop(conn, None)
-        if connection is not None and self._by_client.get(connection.identity) is connection:
-            del self._by_client[connection.identity]
         if connection is not None:
+            by_client = self._by_client[bool(connection.level)]
+            if by_client.get(connection.identity) is connection:
+                del by_client[connection.identity]
             self._uncount(connection)
         return connection
 

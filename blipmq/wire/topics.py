@@ -17,6 +17,9 @@ LITERAL, DOT, SLASH = 0, 1, 2
 
 _WILDCARDS = {"*": DOT, ">": DOT, "+": SLASH, "#": SLASH}
 _SEPARATOR = {DOT: ".", SLASH: "/"}
+_ONE, _REST = {DOT: "*", SLASH: "+"}, {DOT: ">", SLASH: "#"}
+
+_SHARE = "$share/"
 
 
 def _check_text(text: str, noun: str) -> None:
@@ -94,14 +97,23 @@ _REJECTED, _ALL = -1, -2
 """Final states of a walk along a filter: no topic with this beginning matches; every one does."""
 
 
+def unshared(filter_: str) -> str:
+    """The filter of a shared subscription of MQTT, `$share/GROUP/FILTER`; any other filter is returned as it is."""
+    if not filter_.startswith(_SHARE):
+        return filter_
+    return filter_.removeprefix(_SHARE).partition("/")[2]
+
+
 class _Walk:
     """A filter as a state machine that reads a topic character by character. A state is a position in the filter's
-    text. The machine is deterministic, because a wildcard for one level ends at the separator."""
+    text. The machine is deterministic, because a wildcard for one level ends at the separator. `dialect`: the syntax of a
+    checked filter; the wildcards of another syntax are ordinary characters in it."""
 
-    def __init__(self, filter_: str) -> None:
+    def __init__(self, filter_: str, dialect: int) -> None:
         self.text = filter_
-        self.dialect = check_filter(filter_)
-        self.separator = _SEPARATOR.get(self.dialect, "")
+        self.dialect = dialect
+        self.separator = _SEPARATOR.get(dialect, "")
+        self.one, self.rest = _ONE.get(dialect, ""), _REST.get(dialect, "")
 
     def step(self, state: int, character: str, first: bool) -> int:
         text = self.text
@@ -110,18 +122,23 @@ class _Walk:
         if first and character == "$" and text[0] != "$":
             return _REJECTED
         at = text[state : state + 1]
-        if at in (">", "#") and self.dialect:
+        if at and at == self.rest:
             return _ALL
-        if at in ("*", "+") and self.dialect:
+        if at and at == self.one:
             if character != self.separator:
                 return state
             return state + 2 if state + 1 < len(text) else _REJECTED
         return state + 1 if at == character else _REJECTED
 
+    def literal(self, state: int) -> str:
+        """The only character, or the separator, with which a walk goes on from this state; "" if there is none."""
+        at = self.text[state : state + 1] if state >= 0 else ""
+        return self.separator if at in (self.one, self.rest) else at
+
     def completion(self, state: int, filling: str) -> str:
         """The rest of a topic that matches, for one that has reached `state`. Every state has such a rest."""
         rest = self.text[state:] if state >= 0 else ""
-        return "".join(filling if self.dialect and character in _WILDCARDS else character for character in rest)
+        return "".join(filling if character in (self.one, self.rest) else character for character in rest)
 
     def accepts(self, state: int) -> bool:
         """Whether a topic may end in this state."""
@@ -130,20 +147,24 @@ class _Walk:
             return state != _REJECTED
         if self.dialect == SLASH and rest in ("/#", "+/#"):
             return True  # `site/#` matches `site` too
-        return bool(self.dialect) and rest in (">", "#", "*", "+")
+        return rest in (self.one, self.rest)
 
 
-def uncovered(outer: str, inner: str) -> str | None:
+def uncovered(outer: str, inner: str, mqtt: bool = False) -> str | None:
     """A topic that `inner` matches and `outer` does not; None: `outer` covers `inner`. Exact within both wildcard
-    syntaxes and between them, except for the length limit of a topic. Raises UsageError for an invalid filter."""
-    walks = _Walk(outer), _Walk(inner)
-    other = next(chr(c) for c in range(ord("a"), 0x1000) if chr(c) not in outer + inner and chr(c).isprintable())
-    characters: list[str] = [*sorted({*outer, *inner} - _WILDCARDS.keys() - {".", "/", "$"}), other, ".", "/", "$"]
+    syntaxes and between them, except for the length limit of a topic. `mqtt`: `inner` has the syntax of MQTT, in which dots,
+    `*` and `>` are ordinary characters, and has been checked. Raises UsageError for an invalid filter."""
+    dialect = (SLASH if "+" in inner or "#" in inner else LITERAL) if mqtt else check_filter(inner)
+    walks = _Walk(outer, check_filter(outer)), _Walk(inner, dialect)
+    used = {*outer, *inner, *_WILDCARDS}
+    other = next(chr(c) for c in range(ord("a"), 0x1000) if chr(c) not in used and chr(c).isprintable())
     reached: set[tuple[int, int]] = set()
     waiting: deque[tuple[tuple[int, int], str]] = deque([((0, 0), "")])  # the shortest topics first
     while waiting:
         states, topic = waiting.popleft()
-        for character in characters:
+        # Both walks treat all characters alike that neither expects next, so one other character stands for them.
+        expected = {walk.literal(state) for walk, state in zip(walks, states, strict=True)} - {"", ".", "/", "$"}
+        for character in [*sorted(expected), other, ".", "/", "$"]:
             ends = (walks[0].step(states[0], character, not topic), walks[1].step(states[1], character, not topic))
             if ends[0] == _ALL or ends[1] == _REJECTED or ends in reached:
                 continue
@@ -156,6 +177,6 @@ def uncovered(outer: str, inner: str) -> str | None:
     return None
 
 
-def covers(outer: str, inner: str) -> bool:
-    """Whether `outer` matches every topic that `inner` matches. Raises UsageError for an invalid filter."""
-    return uncovered(outer, inner) is None
+def covers(outer: str, inner: str, mqtt: bool = False) -> bool:
+    """Whether `outer` matches every topic that `inner` matches. `mqtt`, and errors: as in `uncovered`."""
+    return uncovered(outer, inner, mqtt) is None
