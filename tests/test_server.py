@@ -190,6 +190,39 @@ def test_an_invalid_file_at_sighup_changes_nothing(start):
         assert client.next().code == 429
 
 
+def test_a_named_pipe_at_sighup_is_refused_and_not_waited_for(start, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a-key-of-enough-bytes")
+    process = start(BLIPMQ_AUTH__API_KEYS_FILE=str(secret))
+    address = process.address
+    for path in (process.config, secret):
+        kept = path.read_text()
+        path.unlink()
+        os.mkfifo(path)
+        process.signal(signal.SIGHUP)
+        assert "it is a named pipe" in process.log("reload_failed")
+        with RawClient(address) as client:
+            client.hello(api_key="a-key-of-enough-bytes").subscribe("one")
+        path.unlink()
+        path.write_text(kept)
+    process.signal(signal.SIGHUP)
+    assert process.log("reloaded") == 'info reloaded applied=""'
+
+
+def test_a_broker_may_start_with_its_configuration_from_a_named_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(
+        [sys.executable, "-m", "blipmq", "check", "--config", str(tmp_path / "pipe")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("BLIPMQ_")}
+        | {"PYTHONPATH": str(ROOT)},
+    ) as check:
+        (tmp_path / "pipe").write_text("[server]\nmax_connections = 77\n")
+        assert "max_connections = 77" in check.communicate(timeout=TIMEOUT_S)[0]
+    assert check.returncode == 0
+
+
 def test_json_logging_can_be_configured(start):
     process = start("[logging]\nformat = 'json'\n")
     assert process.child.stderr.readline().startswith('{"time":"')

@@ -229,6 +229,47 @@ def test_commands_before_the_bad_frame_take_effect():
         assert bench.stats()["frames_bad"] == 1
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_bad_frame_behind_a_request_that_waits_is_refused_after_the_answer(cut):
+    """As over TCP: what came before it takes effect, although the client's input is paused when it comes."""
+    with Bench() as bench:
+        client, other = ready(bench), ready(bench, "a")
+        bench.answering = False
+        before = frame(wire.encode_command(wire.SUB, "b", seq=9)) + frame(publish("a", b"before"))
+        client.feed_raw(before[:20] if cut else before + frame(b"", 3) + frame(publish("a", b"after")))
+        if cut:
+            client.feed_raw(before[20:] + frame(b"", 3) + frame(publish("a", b"after")))
+        assert client.close_code is None
+        (asked,) = bench.asked
+        bench.core.subscribe(asked.conn, asked.seq, asked.filter)
+        bench.settle()
+        client.read_all()
+        other.read_all()
+        assert [ack.seq for ack in client.subacks] == [9]
+        assert other.payloads == [b"before"]
+        assert client.close_code[0] == 1002
+        assert client.eof
+        assert bench.stats()["frames_bad"] == 1
+        assert bench.closed == []
+        client.socket.close()
+        bench.settle()
+        assert bench.closed[-1].reason is CloseReason.FRAME
+
+
+def test_a_connection_whose_bad_frame_waits_may_be_reset():
+    with Bench() as bench:
+        client = ready(bench)
+        bench.answering = False
+        client.feed_raw(frame(wire.encode_command(wire.SUB, "b", seq=9)) + frame(b"", 3))
+        client.socket.close()
+        bench.settle()
+        (asked,) = bench.asked
+        bench.core.subscribe(asked.conn, asked.seq, asked.filter)
+        bench.settle(2000)
+        assert bench.stats()["connections"] == 0
+        assert bench.stats()["websockets"] == 0
+
+
 # ---- Close ----
 
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 
 import pytest
 import websockets
@@ -434,17 +435,22 @@ def test_the_close_code_of_an_independent_server_is_told():
 # ---- peers that break the rules ----
 
 
-def answering(answer):
-    """A server that sends `answer` to the first bytes it gets, and keeps the connection."""
+def answering(*parts, ends=False):
+    """A server that sends `parts`, a moment apart, to the first bytes it gets. It keeps the connection unless it `ends`."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
         with contextlib.suppress(OSError):
             peer, _ = listener.accept()
             with peer:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 peer.recv(4096)
-                peer.sendall(answer)
+                for part in parts:
+                    peer.sendall(part)
+                    time.sleep(0.05)
                 peer.settimeout(30)
+                if ends:
+                    peer.shutdown(socket.SHUT_WR)
                 while peer.recv(4096):
                     pass
 
@@ -475,6 +481,44 @@ def test_an_answer_that_is_no_upgrade_is_an_error_with_its_cause(answer, kind, w
         with pytest.raises(kind, match=what) as raised:
             connect(address, blocking, timeout_s=20)
         assert not str(raised.value).endswith("..")
+
+
+REFUSAL = b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\n"
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ([REFUSAL + b"Content-Length: 11\r\n\r\n", b"add ", b"origin\n"], r"403 Forbidden: add origin\.$"),
+        ([REFUSAL[:30], REFUSAL[30:] + b"Content-Length: 10\r\n\r", b"\nadd origin"], r"403 Forbidden: add origin\.$"),
+        ([REFUSAL + b"\r\n", b"add ", b"origin"], r"403 Forbidden: add origin\.$"),  # up to its end
+        ([REFUSAL + b"\r\n", b"add ", b"origin\r\n", b"more"], r"403 Forbidden: add origin\.$"),
+        ([REFUSAL + b"Content-Length: 999999999999\r\n\r\n", b"x" * 150, b"y" * 150], "403 Forbidden: x{150}y{50}"),
+        ([REFUSAL + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\nx\n"], r"403 Forbidden: x\.$"),
+        ([REFUSAL + b"Content-Length: -1\r\n\r\nx\n"], r"403 Forbidden: x\.$"),
+        ([REFUSAL + b"Content-Length: 0\r\n\r\n"], r"403 Forbidden\.$"),
+        ([REFUSAL + b"Transfer-Encoding: chunked\r\n\r\n", b"3\r\nwhy\r\n0\r\n\r\n"], r"403 Forbidden\.$"),
+        ([b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/html\r\n\r\n", b"<html>"], r"403 Forbidden\.$"),
+    ],
+)
+def test_the_cause_of_a_refusal_may_come_in_later_segments(parts, what, blocking):
+    with answering(*parts, ends=True) as listener:
+        address = "ws://{}:{}".format(*listener.getsockname())
+        with pytest.raises(ProtocolError, match=what):
+            connect(address, blocking, timeout_s=20)
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_refusal_whose_cause_does_not_come_is_told_without_it(blocking):
+    with answering(REFUSAL + b"Content-Length: 100\r\n\r\n", b"half a") as listener:
+        address = "ws://{}:{}".format(*listener.getsockname())
+        with pytest.raises(ProtocolError, match="403 Forbidden: half a"):
+            connect(address, blocking, timeout_s=20)
+    with answering(REFUSAL + b"Content-Length: 100\r\n\r\n") as listener:
+        address = "ws://{}:{}".format(*listener.getsockname())
+        with pytest.raises(ProtocolError, match=r"403 Forbidden\."):
+            connect(address, blocking, timeout_s=20)
 
 
 @pytest.mark.parametrize("blocking", [False, True])

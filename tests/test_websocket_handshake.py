@@ -67,6 +67,8 @@ def test_a_request_by_the_rules_is_accepted(sent):
         (request(without=["Sec-WebSocket-Version"]), 426, "13"),
         (request(Sec_WebSocket_Version="8"), 426, "13"),
         (request(Sec_WebSocket_Version="13, 8"), 426, "13"),
+        (request().replace(b"Host:", b"Sec-WebSocket-Version: 13\r\nHost:"), 400, "twice"),
+        (request().replace(b"Host:", b"Sec-WebSocket-Version: 8\r\nHost:"), 400, "twice"),
         (request(without=["Host"]), 400, "Host"),
         (request(without=["Sec-WebSocket-Key"]), 400, "Sec-WebSocket-Key"),
         (request(Sec_WebSocket_Key="short"), 400, "Sec-WebSocket-Key"),
@@ -83,6 +85,10 @@ def test_a_request_by_the_rules_is_accepted(sent):
         (request().replace(b"Host:", b" folded: a\r\nHost:"), 400, "does not allow"),
         (request().replace(b"Host:", b"X: a\x01b\r\nHost:"), 400, "does not allow"),
         (request().replace(b"Host:", b"X: a\nHost:"), 400, "CR LF"),
+        (request().replace(b"\r\n", b"\n"), 400, "CR LF"),
+        (request()[:-2] + b"\n", 400, "CR LF"),
+        (request()[:-4] + b"\n\r\n", 400, "CR LF"),
+        (b"GET\n\n", 400, "CR LF"),
         (request(X_Long="x" * 8192), 431, "8 KiB"),
         (b"GET /" + b"x" * 9000, 431, "8 KiB"),
         (HELLO, 400, "this port is for WebSocket"),
@@ -99,6 +105,16 @@ def test_the_refusal_of_a_version_names_the_one_that_is_served():
         client = adopt(bench)
         client.feed_raw(request(Sec_WebSocket_Version="7"))
         assert b"\r\nSec-WebSocket-Version: 13\r\n" in client.head
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\n\r\n", b"\r\n\n"])
+def test_a_request_with_false_line_ends_is_refused_at_its_last_byte(end):
+    with Bench() as bench:
+        client = adopt(bench)
+        for byte in request()[:-4] + end:
+            assert not client.eof
+            client.feed_raw(bytes([byte]))
+        assert client.status()[0] == 400
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
@@ -161,6 +177,23 @@ def test_a_changed_list_of_origins_applies_to_the_next_request():
             client = adopt(bench)
             client.feed_raw(request(Origin="https://b.example"))
             assert client.status()[0] == status
+
+
+# ---- the end of the broker ----
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /bl", request()[:-1]])
+def test_a_client_whose_request_has_not_come_is_told_that_the_broker_stops(sent):
+    with Bench() as bench:
+        client = adopt(bench)
+        client.feed_raw(sent)
+        bench.core.stop(1000)
+        bench.settle()
+        client.read_all()
+        status, body = client.status()
+        assert (status, "shutting down" in body) == (503, True)
+        assert client.eof
+        assert bench.stopped
 
 
 # ---- limits ----

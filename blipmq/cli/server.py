@@ -159,11 +159,11 @@ def _add_keys(commands: Any) -> None:
         action.set_defaults(run=_keys)
 
 
-def _load(argument: str | None, environ: Mapping[str, str]) -> Loaded:
+def _load(argument: str | None, environ: Mapping[str, str], wait: bool = True) -> Loaded:
     # imported here because `version` and `connect` have no configuration
     from blipmq.config import reader as config_reader
 
-    return config_reader.load(config_reader.locate(argument, environ), environ)
+    return config_reader.load(config_reader.locate(argument, environ), environ, wait)
 
 
 def _start(path: str | None) -> int:
@@ -175,7 +175,7 @@ def _start(path: str | None) -> int:
         load_asyncio(https=loaded.config.metrics.tls)
         from blipmq.service import server  # imported here because `check` and `version` need no event loop and no core
 
-        return server.run(loaded, lambda: _load(path, os.environ))
+        return server.run(loaded, lambda: _load(path, os.environ, wait=False))
     finally:
         gc.enable()
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from blipmq.client.address import Address, closed_in_handshake, websocket_failed
 from blipmq.errors import BlipMQError, ProtocolError
-from blipmq.wire.websocket import HandshakeRefused, WebSocket
+from blipmq.wire.websocket import CAUSE_WAIT_S, HandshakeRefused, WebSocket
 
 
 class WebSocketTransport:
@@ -67,6 +67,8 @@ class WebSocketLink(asyncio.Protocol):
             return self._fail(websocket_failed(self._address, error))
         except ProtocolError as error:
             return self._fail(error)
+        if websocket.refused:
+            asyncio.get_running_loop().call_later(CAUSE_WAIT_S, self._end)
         if websocket.is_open and not was_open:
             self._inner.connection_made(cast(asyncio.Transport, WebSocketTransport(self._transport, websocket)))
             if not self.opened.done():
@@ -87,6 +89,13 @@ class WebSocketLink(asyncio.Protocol):
             self.opened.set_exception(error)
         self._transport.abort()
 
+    def _end(self) -> None:
+        """No more of a refusal comes, or not in time."""
+        try:
+            self._websocket.end()
+        except HandshakeRefused as error:
+            self._fail(websocket_failed(self._address, error))
+
     def pause_writing(self) -> None:
         if self._websocket.is_open:
             self._inner.pause_writing()
@@ -96,6 +105,7 @@ class WebSocketLink(asyncio.Protocol):
             self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
         if not self.opened.done():
             lost = exc if exc is not None and not isinstance(exc, ConnectionResetError) else closed_in_handshake()
             self.opened.set_exception(lost)

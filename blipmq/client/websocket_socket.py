@@ -14,7 +14,7 @@ from typing import cast
 
 from blipmq.client.address import Address, closed_in_handshake, unreachable, websocket_failed
 from blipmq.errors import ProtocolError
-from blipmq.wire.websocket import FRAME_BYTES, HandshakeRefused, WebSocket
+from blipmq.wire.websocket import CAUSE_WAIT_S, FRAME_BYTES, HandshakeRefused, WebSocket
 
 
 class WebSocketSocket:
@@ -86,8 +86,11 @@ def shake_hands(sock: socket.socket, address: Address, deadline_s: float, clock:
             sock.send(websocket.request)  # it fits the buffer of a new connection
             while not websocket.is_open:
                 if not selector.select(max(deadline_s - clock(), 0.0)):
+                    websocket.end()
                     raise unreachable(address, TimeoutError())
                 _receive(sock, websocket)
+                if websocket.refused:
+                    deadline_s = min(deadline_s, clock() + CAUSE_WAIT_S)
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
@@ -103,12 +106,14 @@ def _receive(sock: socket.socket, websocket: WebSocket) -> None:
     try:
         data = sock.recv(1 << 16)
     except ConnectionResetError:
+        websocket.end()
         raise closed_in_handshake() from None
     except OSError as error:
         if type(error).__name__ in ("BlockingIOError", "SSLWantReadError"):
             return
         raise
     if not data:
+        websocket.end()
         raise closed_in_handshake()
     if websocket.receive(data):
         raise ProtocolError("the broker sent messages before HELLO")

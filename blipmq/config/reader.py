@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from blipmq.base.bind_address import is_loopback, split_address
+from blipmq.base.files import read_file
 from blipmq.base.process import memory_limit_bytes
 from blipmq.base.validation import API_KEY_BYTES_MIN
 from blipmq.config import memory
@@ -57,14 +58,15 @@ def locate(argument: str | None, environ: Mapping[str, str]) -> str | None:
     return environ.get("BLIPMQ_CONFIG") or ("blipmq.toml" if os.path.exists("blipmq.toml") else None)
 
 
-def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Loaded:
-    """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems."""
-    return load_texts([] if path is None else [(str(path), read_text(path))], environ)
+def load(path: str | os.PathLike[str] | None, environ: Mapping[str, str], wait: bool = True) -> Loaded:
+    """Read `path` (None: defaults only), then the environment over it. Raises `ConfigError` with all problems. `wait`: a file
+    may be a named pipe, whose writer is waited for."""
+    return load_texts([] if path is None else [(str(path), read_text(path, wait=wait))], environ, wait)
 
 
-def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str]) -> Loaded:
+def load_texts(files: Sequence[tuple[str, str]], environ: Mapping[str, str], wait: bool = True) -> Loaded:
     """Read files given as (name, text); a later one overrides those before it. Raises `ConfigError` with all problems."""
-    reading = _Reading()
+    reading = _Reading(wait)
     for name, text in files:
         reading.take_table(parse_toml(text, name), Source(name, Lines(text)))
     reading.take_environment(environ)
@@ -82,8 +84,9 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
 class _Reading(Reading):
     """A broker's configuration while it is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: bool = True) -> None:
         super().__init__(SCHEMA)
+        self._wait = wait
         self.origins = dict.fromkeys(KEYS, "default")
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
@@ -105,8 +108,7 @@ class _Reading(Reading):
             self.problems.append(f"{name}: {variable(k)} is set too, and only one of them can count; unset one")
             return
         try:
-            with open(environ[name], encoding="utf-8") as file:
-                text = file.read(SECRET_BYTES_MAX)
+            text = read_file(environ[name], SECRET_BYTES_MAX, self._wait).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
             self.problems.append(f"{name}: the file it names cannot be read: {why}")

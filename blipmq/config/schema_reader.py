@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from blipmq.base.files import read_file
 from blipmq.config.schema import Key, Schema, Section, Tables, literal
 from blipmq.errors import ConfigError
 
@@ -22,12 +23,11 @@ FILE_BYTES_MAX = 1 << 20
 USUAL_HINT = "Give the right file with --config, or unset BLIPMQ_CONFIG to run on the defaults."
 
 
-def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT) -> str:
+def read_text(path: str | os.PathLike[str], hint: str = USUAL_HINT, wait: bool = True) -> str:
     """A settings file's text without byte order mark. Raises `ConfigError` if it cannot be read, is too large or is not
-    UTF-8."""
+    UTF-8, and for a named pipe unless the caller can `wait`."""
     try:
-        with open(path, "rb") as file:
-            raw = file.read(FILE_BYTES_MAX + 1)
+        raw = read_file(path, FILE_BYTES_MAX + 1, wait)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             hint = "Raise the limit on open files, or lower server.max_connections."

@@ -18,7 +18,11 @@ FRAME_BYTES = 64 << 10
 """The payload of one frame to the broker is at most this long, whatever the broker's limit is."""
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+CAUSE_WAIT_S = 1.0
+"""How long a client waits for the cause of a refusal, which is the first line behind its head."""
+
 _HEAD_BYTES_MAX = 16 << 10
+_CAUSE_BYTES_MAX = 200
 _CONTINUATION, _BINARY, _CLOSE, _PING, _PONG = 0, 2, 8, 9, 10
 _FRAME_BYTES_MAX = 1 << 31  # of a frame from the broker
 _MASKS = 64  # masks that one call of os.urandom gives
@@ -48,6 +52,8 @@ class WebSocket:
         ).encode("ascii")
         self.is_open = False
         """The handshake is done."""
+        self.refused = False
+        """The handshake is refused, and the cause has not come completely. Call `end` when it has had its time."""
         self.closed: Disconnected | None = None
         """The broker's Close, once it has come."""
         self.out = bytearray()
@@ -102,6 +108,11 @@ class WebSocket:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def end(self) -> None:
+        """No more bytes come, or not in time. Raises `HandshakeRefused` if the handshake is refused."""
+        if self.refused:
+            self._opened(ended=True)
+
     def _next(self) -> bytes | None:
         """Take the next part of a data frame, or a control frame; None if more bytes are needed."""
         if self._left:
@@ -141,8 +152,8 @@ class WebSocket:
             self.closed = Disconnected(f"it closed the WebSocket ({code or 'no code'}{': ' if reason else ''}{reason})")
             self.out += self._frame(_CLOSE, payload[:2])
 
-    def _opened(self) -> bool:
-        """Read the answer to the handshake, once it is complete."""
+    def _opened(self, ended: bool = False) -> bool:
+        """Read the answer to the handshake, once it is complete. A refusal is complete with the first line of its body."""
         end = self._in.find(b"\r\n\r\n")
         if end < 0:
             if len(self._in) > _HEAD_BYTES_MAX or not b"HTTP/1.".startswith(self._in[:7]):
@@ -154,9 +165,12 @@ class WebSocket:
         }
         version, _, status = lines[0].partition(" ")
         if not version.startswith("HTTP/1.") or not status.startswith("101"):
-            body = bytes(self._in[end + 4 :]).decode("utf-8", "replace").strip().partition("\n")[0][:200]
+            cause = _cause(headers, bytes(self._in[end + 4 :]), ended)
+            self.refused = cause is None
+            if cause is None:
+                return False
             code = int(status[:3]) if status[:3].isdigit() else 0
-            raise HandshakeRefused(f"it refused the WebSocket: {status}{': ' if body else ''}{body}", code)
+            raise HandshakeRefused(f"it refused the WebSocket: {status}{': ' if cause else ''}{cause}", code)
         accept = base64.b64encode(hashlib.sha1(self._key + _GUID, usedforsecurity=False).digest()).decode()
         if headers.get("sec-websocket-accept") != accept or headers.get("upgrade", "").lower() != "websocket":
             raise HandshakeRefused(
@@ -169,6 +183,18 @@ class WebSocket:
         del self._in[: end + 4]
         self.is_open = True
         return True
+
+
+def _cause(headers: dict[str, str], body: bytes, ended: bool) -> str | None:
+    """The first line of a refusal's body: "" if it is not plain text, None if more of it is to come. `ended`: no more comes."""
+    if "transfer-encoding" in headers or not headers.get("content-type", "text/plain").lower().startswith("text/plain"):
+        return ""
+    size = headers.get("content-length", "")
+    most = min(int(size[:9]), _CAUSE_BYTES_MAX) if size.isdecimal() else _CAUSE_BYTES_MAX
+    line, newline, _ = body[:most].lstrip().partition(b"\n")
+    if not (newline or len(body) >= most or ended):
+        return None
+    return line.decode("utf-8", "replace").strip()
 
 
 def _masked(data: bytes | bytearray | memoryview, mask: bytes) -> bytes | bytearray:

@@ -101,7 +101,7 @@ NOINLINE void input_end(net_t *net, connection_t *connection, int error) {
     connection_input_drop(net, connection);
     if (error)
         connection_broken(net, connection, error);
-    else
+    else if (!connection->websocket || !websocket_refuse(net, connection))
         connection_input_ended(net, connection, BQ_CLOSE_EOF);
 }
 

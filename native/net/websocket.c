@@ -276,29 +276,34 @@ static void http_add(net_t *net, connection_t *connection, const websocket_reque
     rest_add(net, connection, out, websocket_answer_write(out, request, answer));
 }
 
+/* For a client whose request has not come. */
+static websocket_answer_t answer_without_request(const net_t *net, uint8_t close_code) {
+    if (close_code == BQ_CLOSE_UNAUTH) return (websocket_answer_t){.status = 408, .why = "the request did not come in time"};
+    if (net->broker.stopping) return (websocket_answer_t){.status = 503, .why = "the broker is shutting down"};
+    return (websocket_answer_t){.status = 503, .why = "the broker has no room for this client"};
+}
+
 void websocket_last_words(net_t *net, connection_t *connection, uint8_t close_code, const char *detail) {
     websocket_t *websocket = connection->websocket;
     if (close_code == BQ_CLOSE_RESET || close_code == BQ_CLOSE_VANISHED) return;
     if (websocket->close_sent || connection->send_error || connection->client.blocked) return;
     if (websocket->state != WEBSOCKET_HANDSHAKE) {
         close_add(net, connection, close_code, detail);
-    } else if (close_code != BQ_CLOSE_EOF && !websocket->rest_size) {
-        const bool late = close_code == BQ_CLOSE_UNAUTH;
-        http_add(
-            net, connection, NULL,
-            &(websocket_answer_t){.status = late ? 408 : 503,
-                                  .why = late ? "the request did not come in time" : "the broker has no room for this client"});
+    } else if ((close_code != BQ_CLOSE_EOF || net->broker.stopping) && !websocket->rest_size) {
+        const websocket_answer_t answer = answer_without_request(net, close_code);
+        http_add(net, connection, NULL, &answer);
         websocket->close_sent = true;
     }
     if (websocket->close_sent) connection->transport->flush(net, connection);
 }
 
-/* A frame that RFC 6455 forbids. Input before it has been processed. */
-static void refuse_frame(net_t *net, connection_t *connection, uint16_t code, const char *reason) {
-    if (connection->state != CONNECTION_OPEN) return;
+bool websocket_refuse(net_t *net, connection_t *connection) {
+    const websocket_decoder_t *decoder = &connection->websocket->decoder;
+    if (!decoder->reason) return false;
     net->broker.stats.frames_bad++;
-    connection->websocket->code = code;
-    connection_finish(net, connection, BQ_CLOSE_FRAME, reason);
+    connection->websocket->code = decoder->code;
+    connection_finish(net, connection, BQ_CLOSE_FRAME, decoder->reason);
+    return true;
 }
 
 /* ---- input ------------------------------------------------------------------------------------------------------------- */
@@ -340,11 +345,12 @@ static void frames_received(net_t *net, connection_t *connection, uint8_t *bytes
         if (event == WEBSOCKET_CLOSED) close_received(connection);
     }
     net->broker.stats.work += websocket->decoder.frames - frames;
-    if (event == WEBSOCKET_BAD) websocket->state = WEBSOCKET_DEAF;
+    if (event == WEBSOCKET_BAD) {
+        websocket->state = WEBSOCKET_DEAF;
+        connection->input_ended = true;
+    }
     input_process(net, connection, bytes, (uint32_t)(to - bytes));
-    if (event == WEBSOCKET_BAD)
-        refuse_frame(net, connection, websocket->decoder.code, websocket->decoder.reason);
-    else if (connection->input_ended && connection->state == CONNECTION_OPEN && !connection->client.pause)
+    if (connection->input_ended && connection->state == CONNECTION_OPEN && !connection->client.pause)
         input_end(net, connection, 0);
 }
 

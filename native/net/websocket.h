@@ -58,6 +58,8 @@ bool websocket_output_left(const connection_t *connection);
 /* For the end of a connection. A connection that is closing sends a Close as its last output. websocket_last_words: it is closed
  * at once; send a Close if the transport takes it. */
 bool websocket_is_open(const connection_t *connection);
+/* All input has been processed: refuse the forbidden frame behind it. false: there is none */
+bool websocket_refuse(struct net *net, connection_t *connection);
 void websocket_last_words(struct net *net, connection_t *connection, uint8_t close_code, const char *detail);
 
 /* server.ws_origins: [u16 size][origin] ... */

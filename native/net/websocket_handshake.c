@@ -95,8 +95,7 @@ static void header_add(websocket_request_t *request, websocket_text_t name, webs
     } else if (text_is_caseless(name, "sec-websocket-key")) {
         once(&request->key, value, answer);
     } else if (text_is_caseless(name, "sec-websocket-version")) {
-        request->version_13 = text_is(value, "13") && !request->version_given;
-        request->version_given = true;
+        once(&request->version, value, answer);
     } else if (text_is_caseless(name, "sec-websocket-protocol")) {
         subprotocols_add(request, value, answer);
     } else if (text_is_caseless(name, "upgrade")) {
@@ -131,12 +130,14 @@ static void header_line_read(websocket_request_t *request, websocket_text_t line
         header_add(request, name, value, answer);
 }
 
-/* The end of the head behind its empty line; 0: it has not come. */
+/* The end of the head behind its empty line; 0: it has not come. Lines that end with LF alone are found too: they are refused
+ * at once instead of at the end of the time for a request. */
 static uint32_t head_size(const uint8_t *bytes, uint32_t size, uint32_t seen) {
-    const uint8_t *at = bytes + (seen > 3 ? seen - 3 : 0), *end = bytes + size;
-    while (end - at >= 4 && (at = memchr(at, '\r', (size_t)(end - at) - 3))) {
-        if (!memcmp(at, "\r\n\r\n", 4)) return (uint32_t)(at - bytes) + 4;
+    const uint8_t *at = bytes + (seen > 2 ? seen - 2 : 0), *end = bytes + size;
+    while (at < end && (at = memchr(at, '\n', (size_t)(end - at)))) {
         at++;
+        if (end - at >= 1 && at[0] == '\n') return (uint32_t)(at - bytes) + 1;
+        if (end - at >= 2 && at[0] == '\r' && at[1] == '\n') return (uint32_t)(at - bytes) + 2;
     }
     return 0;
 }
@@ -155,7 +156,7 @@ uint32_t websocket_request_read(const uint8_t *bytes, uint32_t size, uint32_t se
         refuse(answer, 431, "the request is longer than 8 KiB");
         return size;
     }
-    websocket_text_t rest = {bytes, whole - 2}; /* without the empty line: each line ends with CR LF */
+    websocket_text_t rest = {bytes, bytes[whole - 2] == '\r' ? whole - 2 : whole}; /* without an empty line of CR LF */
     for (bool first = true; rest.size; first = false) {
         websocket_text_t line = cut(&rest, '\n');
         if (!line.size || line.bytes[line.size - 1] != '\r') {
@@ -214,7 +215,7 @@ void websocket_decide(const websocket_request_t *request, const websocket_path_t
         refuse(answer, 404, "nothing is served here: the path for BlipMQ over WebSocket is /blipmq");
     else if (!request->upgrade || !request->connection_upgrade)
         refuse(answer, 426, "this port serves WebSockets only: the request needs Connection: Upgrade and Upgrade: websocket");
-    else if (!request->version_13)
+    else if (!text_is(request->version, "13"))
         refuse(answer, 426, "the version of WebSocket must be 13");
     else if (request->has_body)
         refuse(answer, 400, "the request must not have a body");

@@ -24,10 +24,10 @@ typedef struct websocket_path {
 } websocket_path_t;
 
 typedef struct websocket_request {
-    websocket_text_t method, path, host, origin, key;
+    websocket_text_t method, path, host, origin, key, version;
     websocket_text_t subprotocols[WEBSOCKET_SUBPROTOCOLS_MAX];
     uint32_t subprotocol_count;
-    bool version_13, version_given, upgrade, connection_upgrade, has_body;
+    bool upgrade, connection_upgrade, has_body;
 } websocket_request_t;
 
 /* The answer to a request: the upgrade, or an error with its cause as the body. */
