@@ -76,6 +76,11 @@ def test_the_pool_statistics_match_a_model(tmp_path: Path) -> None:
     run_program(tmp_path, "pool", "address,undefined", ["base/pool.c"])
 
 
+def test_an_output_queue_in_any_encoding_matches_a_list_of_messages(tmp_path: Path) -> None:
+    sources = ["broker/outqueue.c", "broker/buffer.c", "base/pool.c", "base/wheel.c"]
+    run_program(tmp_path, "outqueue", "address,undefined", sources)
+
+
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_the_ring_loses_no_record_and_no_wakeup(tmp_path: Path, sanitizers: str) -> None:
     run_program(tmp_path, "ring", sanitizers, ["base/ring.c", "base/poll.c"])

@@ -2,12 +2,14 @@
 #include "broker/outqueue.h"
 #include "proto/encoding.h"
 
-static uint32_t frame_size_at(const buffer_t *buffer, uint32_t offset) { return encoded_size(buffer->bytes + offset); }
+static uint32_t frame_size_at(const queue_t *queue, const buffer_t *buffer, uint32_t offset) {
+    return encoded_size(queue->encoding, buffer->bytes + offset);
+}
 
 /* Bytes of the first `count` whole frames at `offset`. */
-static uint32_t frames_size(const buffer_t *buffer, uint32_t offset, uint32_t count) {
+static uint32_t frames_size(const queue_t *queue, const buffer_t *buffer, uint32_t offset, uint32_t count) {
     uint32_t at = offset;
-    for (uint32_t i = 0; i < count; i++) at += frame_size_at(buffer, at);
+    for (uint32_t i = 0; i < count; i++) at += frame_size_at(queue, buffer, at);
     return at - offset;
 }
 
@@ -133,7 +135,7 @@ static void count_overflow(queue_t *queue, queue_env_t *env, uint32_t messages) 
 /* Drops the first `count` messages of an entry whose first frame is not partly sent. Frees the entry if it becomes empty. */
 static void entry_drop_front(queue_env_t *env, queue_entry_t *entry, uint32_t count) {
     queue_t *queue = entry->queue;
-    uint32_t bytes = count == entry->count ? entry->size : frames_size(entry->buffer, entry->offset, count);
+    uint32_t bytes = count == entry->count ? entry->size : frames_size(queue, entry->buffer, entry->offset, count);
     account(queue, env, -(int64_t)count, -(int64_t)bytes);
     if (count == entry->count) {
         entry_free(env, entry);
@@ -202,7 +204,7 @@ static uint32_t fitting(const queue_t *queue, const queue_env_t *env, const queu
     uint32_t count = 0;
     *bytes = 0;
     while (count < run->count) {
-        uint32_t next = *bytes + frame_size_at(run->buffer, run->offset + *bytes);
+        uint32_t next = *bytes + frame_size_at(queue, run->buffer, run->offset + *bytes);
         if (!queue_fits(queue, env, count + 1, next)) break;
         *bytes = next;
         count++;
@@ -217,10 +219,10 @@ static void run_cut_front(queue_run_t *run, uint32_t messages, uint32_t bytes) {
 }
 
 /* The run's last messages that fit an empty queue: drop_oldest would leave the same if they came one by one. */
-static queue_run_t newest_part(const queue_env_t *env, const queue_run_t *run) {
+static queue_run_t newest_part(const queue_t *queue, const queue_env_t *env, const queue_run_t *run) {
     queue_run_t part = *run;
     while (part.count > 1 && (part.count > env->messages_max || part.size > env->bytes_max))
-        run_cut_front(&part, 1, frame_size_at(part.buffer, part.offset));
+        run_cut_front(&part, 1, frame_size_at(queue, part.buffer, part.offset));
     return part;
 }
 
@@ -235,7 +237,7 @@ static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
         run_cut_front(&run, part.count, part.size);
         if (!run.count) return pushed;
         count_refused(queue, env, 1);
-        run_cut_front(&run, 1, frame_size_at(run.buffer, run.offset));
+        run_cut_front(&run, 1, frame_size_at(queue, run.buffer, run.offset));
     }
     count_refused(queue, env, run.count);
     return pushed;
@@ -244,11 +246,11 @@ static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
 bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *run, uint32_t overflow_policy) {
     if (BQ_LIKELY(queue_fits(queue, env, run->count, run->size))) return queue_push(queue, env, run);
     if (overflow_policy == BQ_OVERFLOW_POLICY_DROP_NEW) return push_fitting(queue, env, *run);
-    queue_run_t part = newest_part(env, run);
+    queue_run_t part = newest_part(queue, env, run);
     make_room(queue, env, part.count, part.size);
     /* Only a partly sent frame can still take room. It must be completed, so the oldest messages of the run are dropped. */
     while (part.count && !queue_fits(queue, env, part.count, part.size))
-        run_cut_front(&part, 1, frame_size_at(part.buffer, part.offset));
+        run_cut_front(&part, 1, frame_size_at(queue, part.buffer, part.offset));
     count_refused(queue, env, run->count - part.count);
     return part.count == 0 || queue_push(queue, env, &part);
 }
@@ -267,12 +269,12 @@ static void entry_sent_partly(queue_t *queue, queue_env_t *env, queue_entry_t *e
         return;
     }
     uint32_t left = bytes, at = entry->offset, whole = 0;
-    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(entry->buffer, at);
+    uint32_t size = entry->head_left ? entry->head_left : frame_size_at(queue, entry->buffer, at);
     while (size <= left) {
         left -= size;
         at += size;
         whole++;
-        size = frame_size_at(entry->buffer, at);
+        size = frame_size_at(queue, entry->buffer, at);
     }
     entry->count -= whole;
     entry->head_left = left ? size - left : 0;

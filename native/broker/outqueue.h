@@ -51,6 +51,7 @@ typedef struct queue {
     uint32_t messages;
     uint32_t control_bytes; /* of replies */
     uint64_t enqueued, delivered, dropped_ttl, dropped_queue_full;
+    uint8_t encoding; /* enum encoding, of all messages in it */
 } queue_t;
 
 /* A run: consecutive frames in the open buffer, of one topic and one expiry. */

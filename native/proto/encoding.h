@@ -1,9 +1,8 @@
-/* proto/encoding.h: a message and its encoded form, which is written once and shared by all receivers.
+/* proto/encoding.h: a message and its encoded forms, each of which is written once and shared by all its receivers.
  *
- * The broker knows message_t. It stores, counts and sends encoded bytes, but only these functions read or change them. There is
- * one encoding so far, BlipMQ's own (blip_codec.c).
+ * The broker knows message_t. It stores, counts and sends encoded bytes, but only these functions read or change them.
  *
- * Invariant: an encoded message is one frame: its header, then its payload.
+ * Invariant: an encoded message is one frame: its header, then its payload. Its first bytes tell its size.
  */
 #ifndef BQ_ENCODING_H
 #define BQ_ENCODING_H
@@ -22,7 +21,24 @@ typedef struct message {
     uint64_t ttl_ms;       /* 0: no expiry */
 } message_t;
 
-static inline uint32_t encoded_size(const uint8_t *encoded) { return 4 + load_be32(encoded); } /* size of one frame */
+enum encoding {
+    ENCODING_BLIP,   /* a frame of BlipMQ's own protocol: blip_codec.c */
+    ENCODING_MQTT_5, /* a PUBLISH packet: mqtt_writer.c */
+    ENCODING_MQTT_3, /* a PUBLISH packet of MQTT 3.1 and 3.1.1 */
+    ENCODINGS
+};
+
+/* The size of a packet of MQTT: a byte, a length of seven bits a byte with the lowest first, the bytes it counts. */
+static inline uint32_t encoded_packet_size(const uint8_t *encoded) {
+    uint32_t rest = 0, at = 1;
+    do rest |= (uint32_t)(encoded[at] & 0x7f) << 7 * (at - 1);
+    while (encoded[at++] & 0x80);
+    return at + rest;
+}
+
+static inline uint32_t encoded_size(enum encoding encoding, const uint8_t *encoded) {
+    return BQ_LIKELY(encoding == ENCODING_BLIP) ? 4 + load_be32(encoded) : encoded_packet_size(encoded);
+}
 
 /* ---- QoS 1: written for each message ---- */
 
