@@ -50,6 +50,16 @@ class BlockingBroker:
         return self._broker.websocket_address
 
     @property
+    def mqtt_address(self) -> str:
+        """As `Broker.mqtt_address`."""
+        return self._broker.mqtt_address
+
+    @property
+    def mqtt_tls_address(self) -> str:
+        """As `Broker.mqtt_tls_address`."""
+        return self._broker.mqtt_tls_address
+
+    @property
     def tls_address(self) -> str:
         """The TLS listening address with its real port; "" without a TLS listener."""
         return self._broker.tls_address

@@ -44,6 +44,7 @@ from blipmq.native.events import (
     Hello,
     Info,
     Listed,
+    MqttConnect,
     Out,
     Secured,
     SessionEnded,
@@ -59,8 +60,8 @@ from blipmq.native.events import (
 from blipmq.net.admission_log import AdmissionLog
 from blipmq.net.listener import address_of, open_or_wait
 from blipmq.protocols.blip import NativeProtocol
-from blipmq.protocols.clients import ClientRules
-from blipmq.sessions.connections import Connections
+from blipmq.protocols.clients import ClientRules, Refusal
+from blipmq.sessions.connections import Connection, Connections
 from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from blipmq.net.memory_transport import MemoryTransport
     from blipmq.net.tls import Tls
     from blipmq.protocols.blip_admin import Operators
+    from blipmq.protocols.mqtt import MqttProtocol
     from blipmq.sessions.end import End, SessionEnds
 
 TICK_SECONDS = 1.0
@@ -82,6 +84,7 @@ STOP_GRACE_SECONDS = 5.0
 LAYERS: dict[str, dict[str, bool]] = {
     "server.bind_addr": {},
     "server.ws_bind_addr": {"websocket": True},
+    "mqtt.bind_addr": {"mqtt": True},
 }
 
 
@@ -105,6 +108,7 @@ class Broker:
         self._starting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._status: Status | None = None
+        self._mqtt: MqttProtocol | None = None
         self._auth: Auth | None = None
         self._ends: SessionEnds | None = None
         self._attached: AttachedConnections | None = None
@@ -176,6 +180,7 @@ class Broker:
         self._clocks = clocks
         self._stopped = None
         self._ends = None
+        self._mqtt = None
         self._auth = Auth(core, self.config.auth, self.log)
         admission = AdmissionLog(self.log, time.monotonic)
         self._status = Status(
@@ -282,9 +287,19 @@ class Broker:
         return self._address("server.ws_bind_addr")
 
     @property
+    def mqtt_address(self) -> str:
+        """The MQTT listening address with its real port; "" without such a listener."""
+        return self._address("mqtt.bind_addr")
+
+    @property
     def tls_address(self) -> str:
         """The TLS listening address with its real port; "" without a TLS listener."""
         return self.tls.addresses.get("server.tls_bind_addr", "") if self.tls is not None else ""
+
+    @property
+    def mqtt_tls_address(self) -> str:
+        """The listening address for MQTT over TLS with its real port; "" without such a listener."""
+        return self.tls.addresses.get("mqtt.tls_bind_addr", "") if self.tls is not None else ""
 
     def _address(self, setting: str) -> str:
         return self._status.addresses.get(setting, "") if self._status else ""
@@ -391,7 +406,7 @@ class Broker:
         core.limits(CoreConfig.of(config))
         core.origins(config.server.ws_origins)
         self._auth.apply(keys)
-        self._rules.keys_changed(self._protocol.end)
+        self._rules.keys_changed(self._end)
         self._watch_keys()
 
     def reload_refused(self, error: str) -> None:
@@ -429,6 +444,7 @@ class Broker:
             Sub: protocol.subscribe,
             Unsub: protocol.unsubscribe,
             Unsubscribed: rules.unsubscribed,
+            MqttConnect: lambda event: self._mqtt_protocol().connect(event),
             Info: protocol.info,
             AdminAsked: protocol.admin,
             Closed: self._closed,
@@ -450,6 +466,20 @@ class Broker:
         if self._attached is not None:
             self._attached.closed(event)
         self._rules.closed(event)
+
+    def _end(self, connection: Connection, refusal: Refusal) -> None:
+        """Close a connection whose key has changed, in the way of its protocol."""
+        if connection.level:
+            self._mqtt_protocol().end(connection, refusal)
+        else:
+            self._protocol.end(connection, refusal)
+
+    def _mqtt_protocol(self) -> MqttProtocol:
+        if self._mqtt is None:
+            from blipmq.protocols.mqtt import MqttProtocol  # imported here because a broker may have no MQTT client
+
+            self._mqtt = MqttProtocol(self._running(), self._connections, self._rules)
+        return self._mqtt
 
     def _attached_connections(self) -> AttachedConnections:
         if self._attached is None:
@@ -542,7 +572,7 @@ class Broker:
         if self._core is None or self._auth is None:
             return
         if self._auth.look():
-            self._rules.keys_changed(self._protocol.end)
+            self._rules.keys_changed(self._end)
         self._watch_keys()
 
     def _backlog(self) -> None:

@@ -273,6 +273,7 @@ class Status:
             "log": self._wal.facts(counters) if self._wal else None,
             "tls": self._tls.facts(counters) if self._tls else None,
             "websocket": self._websocket_facts(counters),
+            "mqtt": self._mqtt_facts(),
             "disk_free_bytes": counters["log_free_bytes"] if self._wal else _disk_free_bytes(),
             "hardware": hardware,
         }
@@ -297,6 +298,13 @@ class Status:
         if not address and not self._tls_address("server.tls_bind_addr"):
             return None
         return {"address": address, "connections": counters["websockets"], "refused": counters["websocket_refused"]}
+
+    def _mqtt_facts(self) -> Report | None:
+        addresses = {
+            "address": self.addresses.get("mqtt.bind_addr", ""),
+            "tls_address": self._tls_address("mqtt.tls_bind_addr"),
+        }
+        return addresses if any(addresses.values()) else None
 
     def _tls_address(self, setting: str) -> str:
         return self._tls.addresses.get(setting, "") if self._tls else ""

@@ -107,7 +107,7 @@ def _tls_terms(config: Config) -> list[Term]:
     if not config.tls.cert_file:
         return [Term("keys", "measured", KEYS_BYTES)] if config.auth.required else []
     terms = [Term("TLS", "measured", TLS_BYTES)]
-    if config.server.tls_bind_addr:
+    if config.server.tls_bind_addr or config.mqtt.tls_bind_addr:
         n, pending = config.server.max_connections, config.limits.max_pending
         terms.append(Term("TLS connections", f"{n} x {size(TLS_CONNECTION_BYTES)}", n * TLS_CONNECTION_BYTES))
         terms.append(Term("TLS handshakes", f"{pending} x {size(TLS_HANDSHAKE_BYTES)}", pending * TLS_HANDSHAKE_BYTES))

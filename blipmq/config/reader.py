@@ -134,6 +134,7 @@ class _Reading(Reading):
             )
         self._check_tls(config)
         self._check_websocket(config)
+        self._check_mqtt(config)
         if len(set(config.auth.api_keys)) != len(config.auth.api_keys):
             self._clash("auth.api_keys", "contains a key twice; remove one")
         addr = config.server.bind_addr
@@ -175,14 +176,20 @@ class _Reading(Reading):
         """Without authentication only this machine may reach the broker, unless allow_anonymous is set."""
         if config.auth.required or config.auth.allow_anonymous:
             return
-        server, keys = config.server, "Set auth.keys_file and create a key (`blipmq keys add NAME`), or "
+        server, mqtt, keys = (
+            config.server,
+            config.mqtt,
+            "Set auth.keys_file and create a key (`blipmq keys add NAME`), or ",
+        )
         anyone = ", or set auth.allow_anonymous = true to serve everyone who can reach it"
         for path, addr, otherwise in (
             ("server.bind_addr", server.bind_addr, "listen on 127.0.0.1"),
             ("server.tls_bind_addr", server.tls_bind_addr, "set tls.require_client_cert = true"),
             ("server.ws_bind_addr", server.ws_bind_addr, "listen on 127.0.0.1"),
+            ("mqtt.bind_addr", mqtt.bind_addr, "listen on 127.0.0.1"),
+            ("mqtt.tls_bind_addr", mqtt.tls_bind_addr, "set tls.require_client_cert = true"),
         ):
-            certified = path == "server.tls_bind_addr" and config.tls.require_client_cert
+            certified = path.endswith(".tls_bind_addr") and config.tls.require_client_cert
             if addr and not certified and not is_loopback(split_address(addr)[0]):
                 self._clash(
                     path,
@@ -197,6 +204,14 @@ class _Reading(Reading):
                 "server.ws_bind_addr", f'"{addr}" is used by another setting too; set another port for WebSocket'
             )
 
+    def _check_mqtt(self, config: Config) -> None:
+        server, mqtt = config.server, config.mqtt
+        used = [server.bind_addr, server.tls_bind_addr, server.ws_bind_addr, config.metrics.bind_addr]
+        for path, addr in ("mqtt.bind_addr", mqtt.bind_addr), ("mqtt.tls_bind_addr", mqtt.tls_bind_addr):
+            if addr and addr in used and split_address(addr)[1]:
+                self._clash(path, f'"{addr}" is used by another setting too; set another port for MQTT')
+            used.append(addr)
+
     def _check_tls(self, config: Config) -> None:
         """Check the TLS settings together. `blipmq.net.certificate` checks the files."""
         tls, addr = config.tls, config.server.tls_bind_addr
@@ -209,13 +224,18 @@ class _Reading(Reading):
         for this, other in ("cert_file", "key_file"), ("key_file", "cert_file"):
             if getattr(tls, this) and not getattr(tls, other):
                 self._clash(f"tls.{this}", f"is set, but tls.{other} is not; TLS needs both")
-        for path, used in ("server.tls_bind_addr", bool(addr)), ("metrics.tls", config.metrics.tls):
+        uses = {
+            "server.tls_bind_addr": bool(addr),
+            "mqtt.tls_bind_addr": bool(config.mqtt.tls_bind_addr),
+            "metrics.tls": config.metrics.tls,
+        }
+        for path, used in uses.items():
             if used and not tls.cert_file and not tls.key_file:
                 self._clash(path, "TLS needs a certificate; set tls.cert_file and tls.key_file")
-        if not addr and not config.metrics.tls:
+        if not any(uses.values()):
             for name in ("cert_file", "key_file", "client_ca_file"):
                 if getattr(tls, name):
-                    self._clash(f"tls.{name}", "is set, but TLS is not used; set server.tls_bind_addr or metrics.tls")
+                    self._clash(f"tls.{name}", f"is set, but TLS is not used; set {', '.join(uses)}")
 
     def _check_wal(self, config: Config) -> None:
         wal, segment = config.wal, config.wal.segment_size_bytes

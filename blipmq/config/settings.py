@@ -105,6 +105,29 @@ class Tls(Section):
     )
 
 
+class Mqtt(Section):
+    bind_addr: str = key(
+        "",
+        "Where to listen for MQTT 3.1, 3.1.1 and 5: ADDRESS:PORT, [IPv6]:PORT or NAME:PORT. The usual port is 1883. "
+        "Empty: no such listener.",
+        check=split_address,
+    )
+    tls_bind_addr: str = key(
+        "",
+        "Where to listen for MQTT over TLS, with the certificate of `[tls]`. The usual port is 8883. Empty: no such listener.",
+        check=split_address,
+    )
+    max_keepalive_s: int = key(
+        0,
+        "Longest keep-alive of an MQTT 5 client. A client that asks for a longer one, or for none, is told to use this one. "
+        "0: as the client asks.",
+        "s",
+        0,
+        65_535,
+        reload=True,
+    )
+
+
 class Metrics(Section):
     bind_addr: str = key(
         "127.0.0.1:9090",
@@ -564,6 +587,7 @@ class Config(Section):
 
     server: Server = section(Server)
     tls: Tls = section(Tls)
+    mqtt: Mqtt = section(Mqtt)
     metrics: Metrics = section(Metrics)
     auth: Auth = section(Auth)
     queues: Queues = section(Queues)

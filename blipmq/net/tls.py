@@ -24,7 +24,8 @@ from blipmq.net.tls_log import log_failed, log_late, log_opened
 if TYPE_CHECKING:
     from blipmq.net.bind_retry import BindRetry
 
-SETTINGS = ("server.tls_bind_addr",)  # of the addresses
+# The settings of the addresses, and whether the clients there speak MQTT.
+SETTINGS = {"server.tls_bind_addr": False, "mqtt.tls_bind_addr": True}
 # The keys that encrypt session tickets live as long as a context.
 TICKET_SECONDS, TICKET_RETRY_SECONDS = 12 * 3600.0, 60.0
 
@@ -64,7 +65,7 @@ class Tls:
             listener.close()
             return
         self.addresses[setting] = address_of(listener)
-        self._core.listen(listener.detach(), secure=True)
+        self._core.listen(listener.detach(), secure=True, mqtt=SETTINGS[setting])
 
     def stop(self) -> None:
         """Give no more contexts and listeners to the core."""

@@ -44,8 +44,8 @@ SAME_SIGNAL_SECONDS = 0.1
 def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     """Serve until a signal stops the broker; returns the exit status. `reload` reads the configuration again."""
     config = loaded.config
-    server = config.server
-    if not any((server.bind_addr, server.tls_bind_addr, server.ws_bind_addr)):
+    server, mqtt = config.server, config.mqtt
+    if not any((server.bind_addr, server.tls_bind_addr, server.ws_bind_addr, mqtt.bind_addr, mqtt.tls_bind_addr)):
         raise ConfigError(
             "server.bind_addr is empty, so no client can connect. Set an address, such as 127.0.0.1:7878."
         )
@@ -127,6 +127,8 @@ class Process:
             "address": broker.address,
             "tls": broker.tls_address,
             "websocket": broker.websocket_address,
+            "mqtt": broker.mqtt_address,
+            "mqtt_tls": broker.mqtt_tls_address,
         }
         if self._is_ready or self._bind_retry.unready or not any(addresses.values()):
             return
