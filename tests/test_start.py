@@ -27,7 +27,7 @@ sys.exit(status)
 
 # Modules of the package that `blipmq start` loads with its log and metrics before any client and any request over HTTP.
 OURS = set(
-    """__main__ auth auth.auth base base.affinity base.bind_address base.hardware base.logs base.loop base.peer
+    """__main__ auth auth.auth base base.affinity base.bind_address base.files base.hardware base.logs base.loop base.peer
     base.process base.stdio base.validation broker broker.broker broker.clock_sync broker.event_pump
     broker.message_ids broker.questions broker.status broker.timers broker.wal cli cli.server config
     config.core_settings config.embedded config.memory config.reader config.schema config.schema_reader
