@@ -6,6 +6,7 @@
  * stays at the head of its ring until there is room.
  */
 #include "broker/budget.h"
+#include "broker/session.h"
 #include "core.h"
 #include "proto/protocol.h"
 #include "net/secure.h"
@@ -87,15 +88,18 @@ static void admit(bq_t *bq, connection_t *connection, const record_t *record, co
 
 static consumer_request_t consumer_request(const record_t *record, const uint8_t *text, const uint8_t *data) {
     uint32_t client_id_size = record->command.value < record->data_size ? (uint32_t)record->command.value : record->data_size;
+    bool session = record->command.flags & BQ_SUB_SESSION;
     return (consumer_request_t){.filter = text,
                                 .filter_size = record->text_size,
                                 .client_id = data,
                                 .client_id_size = client_id_size,
                                 .group = data + client_id_size,
                                 .group_size = record->data_size - client_id_size,
-                                .qos = (record->command.flags & (BQ_SUB_QOS1 | BQ_SUB_DURABLE)) != 0,
+                                .qos =
+                                    (record->command.flags & BQ_SUB_QOS1) || (!session && record->command.flags & BQ_SUB_DURABLE),
                                 .durable = client_id_size && record->command.flags & BQ_SUB_DURABLE,
-                                .keyed = (record->command.flags & BQ_SUB_KEYED) != 0};
+                                .keyed = (record->command.flags & BQ_SUB_KEYED) != 0,
+                                .session = session};
 }
 
 static void refuse_subscribe(bq_t *bq, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
@@ -127,12 +131,13 @@ static bool subscribe_now(bq_t *bq, connection_t *connection, uint64_t seq, cons
         return false;
     }
     if (added) connection->client.subscription_count++;
-    if (!request->group_size && !request->qos) {
+    if (!request->group_size && !request->qos && !request->session) {
         connection->client.protocol->subscribed(&bq->broker, &connection->client, seq, request->filter, request->filter_size);
         client_resume(&bq->broker, &connection->client, PAUSE_ANSWER);
         return true;
     }
-    bool in = consumer_subscribe(&bq->broker, &connection->client, seq, request, added == 1, &remains);
+    bool in = (request->session ? session_subscribe : consumer_subscribe)(&bq->broker, &connection->client, seq, request,
+                                                                          added == 1, &remains);
     if (request->group_size) wait_release(&bq->broker, &bq->broker.group_waiters, UINT32_MAX); /* the new member may have room */
     if (in) return true;
     if (added && route_unsubscribe(bq->broker.routes, &connection->client, connection->client.subscriptions, request->filter,
@@ -157,7 +162,9 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     uint64_t seq = record->command.seq;
     bool ended, pending, left = false;
     if (!event_room(&bq->broker)) return false;
-    if (!consumer_unsubscribe(&bq->broker, &connection->client, seq, &request, &ended, &pending)) return true;
+    if (!(request.session ? session_unsubscribe : consumer_unsubscribe)(&bq->broker, &connection->client, seq, &request, &ended,
+                                                                        &pending))
+        return true;
     if (!request.group_size)
         left = route_unsubscribe(bq->broker.routes, &connection->client, connection->client.subscriptions, filter,
                                  record->text_size);

@@ -3,6 +3,7 @@
  *
  * The check visits all connections, pending commits and consumers. A core with many of them is checked every 64th turn only.
  */
+#include "broker/session.h"
 #include "core.h"
 
 #ifdef BQ_CHECK
@@ -64,6 +65,17 @@ static void check_pending(const bq_t *bq) {
     core_assert(count == bq->broker.pending_commits && bytes == bq->broker.pending_bytes);
 }
 
+static void check_session(const consumer_t *consumer) {
+    const session_t *session = consumer->session;
+    uint32_t qos = 0;
+    for (uint32_t i = 0; i < session->filter_count; i++) {
+        const consumer_filter_t *filter = session->filters[i];
+        core_assert(filter->consumer == consumer && filter->filter);
+        if (filter->qos > qos) qos = filter->qos;
+    }
+    core_assert(consumer->qos == qos && !consumer->grouped);
+}
+
 static void check_consumer(const consumer_t *consumer) {
     uint64_t bytes = 0, lsn = 0;
     uint32_t count = 0, members = 0;
@@ -79,6 +91,7 @@ static void check_consumer(const consumer_t *consumer) {
     }
     core_assert(count == consumer->window_count && bytes == consumer->window_bytes && members == consumer->member_count);
     core_assert(!consumer->head || consumer->floor_lsn < consumer->head->lsn);
+    if (consumer->session) check_session(consumer);
 }
 
 static void check_consumers(const bq_t *bq) {

@@ -247,11 +247,14 @@ class Core:
         client_id: str = "",
         group: str = "",
         keyed: bool = False,
+        session: bool = False,
     ) -> None:
         """Route `filter` to this connection, or to its queue group. SubAck is sent after the route is set, and after a
-        new durable subscription is on disk. A refused one (429, 503) leaves no trace; `Unsubscribed` reports it."""
+        new durable subscription is on disk. A refused one (429, 503) leaves no trace; `Unsubscribed` reports it. With
+        `session` the filter is one of the client's session, which may have any number; QoS 0 or 1."""
         flags = (lib.BQ_SUB_QOS1 if qos else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
         flags |= lib.BQ_SUB_KEYED if keyed else 0  # the limits per key apply
+        flags |= lib.BQ_SUB_SESSION if session else 0
         name = client_id.encode()
         self._push(
             lib.BQ_CMD_SUBSCRIBE,
@@ -263,14 +266,27 @@ class Core:
             data=name + group.encode(),
         )
 
-    def unsubscribe(self, conn: int, seq: int, filter: str, client_id: str = "", group: str = "") -> None:
+    def unsubscribe(
+        self,
+        conn: int,
+        seq: int,
+        filter: str,
+        client_id: str = "",
+        group: str = "",
+        *,
+        session: bool = False,
+        durable: bool = False,
+    ) -> None:
         """End this connection's subscriptions to `filter` and the durable ones of `client_id`; with a group, its part
-        in the group. A client that sent HELLO gets 0 (once it is on disk), 404, or 503 if the WAL cannot record it now."""
+        in the group. A client that sent HELLO gets 0 (once it is on disk), 404, or 503 if the WAL cannot record it now.
+        With `session` remove the filter from the client's session, which is `durable` or not."""
         name = client_id.encode()
+        flags = (lib.BQ_SUB_SESSION if session else 0) | (lib.BQ_SUB_DURABLE if durable else 0)
         self._push(
             lib.BQ_CMD_UNSUBSCRIBE,
             conn=conn,
             seq=seq,
+            flags=flags,
             value=len(name),
             text=filter.encode(),
             data=name + group.encode(),

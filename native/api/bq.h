@@ -112,6 +112,7 @@ enum bq_command_flags {
     BQ_CONSUMERS_BEGIN = 512,
     BQ_CONSUMERS_EXACT = 1024,
     BQ_SUB_KEYED = 2048,        /* the client uses a key: its client_id begins with the key's owner, if the key has one */
+    BQ_SUB_SESSION = 4096,      /* the filter is one of the client's session, which has one place in the WAL for all of them */
     BQ_CONN_SECURE = 65536,     /* its connections speak TLS. Without an earlier BQ_CMD_SECURE the socket is closed */
     BQ_SECURE_TELL = 131072,    /* report every handshake, not only those with a certificate */
     BQ_CONN_WEBSOCKET = 262144, /* its connections begin with a WebSocket handshake (after that of TLS) */

@@ -256,9 +256,10 @@ bool commit_answer(broker_t *broker, client_t *client, uint64_t seq, uint64_t ls
 static NOINLINE uint32_t dispatch_expired(broker_t *broker, const topic_t *topic, const pending_commit_t *pending) {
     uint64_t count = 0;
     uint32_t stored = 0;
-    for (uint32_t i = 0; i < topic->consumer_count && pending->kind == PENDING_PUBLISH; i++) {
-        consumer_t *consumer = topic->consumers[i];
-        if (!consumer->qos || pending->lsn <= consumer->born_lsn) continue;
+    for (uint32_t i = 0, end; i < topic->consumer_count && pending->kind == PENDING_PUBLISH; i = end) {
+        consumer_t *consumer = topic->consumers[i]->consumer;
+        end = topic_consumer_end(topic, i);
+        if (!topic_consumer_qos(topic, i, end, pending->lsn)) continue;
         if (consumer->behind) {
             stored += consumer_offer(broker, consumer, pending);
             continue;
@@ -285,9 +286,10 @@ static uint32_t offer_to_consumers(broker_t *broker, const pending_commit_t *pen
     uint32_t stored = 0;
     broker->stats.work += topic->consumer_count;
     broker->flush_order = topic->consumer_count > WIDE_TARGETS;
-    for (uint32_t i = 0; i < topic->consumer_count; i++) {
-        consumer_t *consumer = topic->consumers[i];
-        if (consumer->qos && pending->lsn > consumer->born_lsn) stored += consumer_offer(broker, consumer, pending);
+    for (uint32_t i = 0, end; i < topic->consumer_count; i = end) {
+        end = topic_consumer_end(topic, i);
+        if (topic_consumer_qos(topic, i, end, pending->lsn))
+            stored += consumer_offer(broker, topic->consumers[i]->consumer, pending);
     }
     broker->flush_order = FLUSH_NARROW;
     return stored;

@@ -24,7 +24,13 @@ enum pending_kind {
 };
 
 /* The changes that a pending SUB has made. They are undone if the disk fails. */
-enum pending_undo { PENDING_UNDO_ROUTE = 1, PENDING_UNDO_MEMBER = 2, PENDING_UNDO_REGISTRATION = 4, PENDING_UNDO_CONSUMER = 8 };
+enum pending_undo {
+    PENDING_UNDO_ROUTE = 1,
+    PENDING_UNDO_MEMBER = 2,
+    PENDING_UNDO_REGISTRATION = 4,
+    PENDING_UNDO_CONSUMER = 8,
+    PENDING_UNDO_FILTER = 16 /* of a session */
+};
 
 typedef struct pending_commit {
     queue_entry_t hold; /* the message, encoded for QoS 1 (publishes), or the text of the answer (PENDING_SUBACK) */

@@ -117,7 +117,8 @@ typedef struct consumer {
     uint64_t name_hash;
     bq_conn_t owner; /* only connection of a consumer that is neither durable nor grouped; else 0 */
     struct consumer *pump_next, **pump_link;
-    consumer_route_t route;
+    consumer_filter_t filter;         /* its only one, or one of a session's */
+    struct session *session;          /* its filters, if it may have several; NULL: it has one. See broker/session.h */
     member_t *members, *turn;         /* turn: next member to serve */
     registration_t *registrations;    /* one for a durable subscription, one or more for a durable group; NULL: not durable */
     delivery_t *head, *tail, *cursor; /* the window; cursor: first delivery that may be sent next, NULL: none */
@@ -125,7 +126,6 @@ typedef struct consumer {
     uint64_t floor_lsn, floor_logged;
     uint64_t next_lsn;     /* while behind */
     uint64_t doubtful_lsn; /* after a restart: messages up to here may have been sent before */
-    uint64_t born_lsn;     /* it gets later messages only; 0: it was not durable when it began */
     uint64_t kept_lsn;     /* became durable later: older messages of its window are only in memory */
     uint64_t touched_lsn;  /* highest LSN handed over or settled */
     uint64_t hole_lsn;     /* highest LSN settled before an older one */
@@ -143,23 +143,23 @@ typedef struct consumer {
     struct consumer *read_next, **read_link; /* line for a reader; read_link NULL: not in line */
     uint8_t read_failures;                   /* consecutive */
     bool sweep;                              /* read forward without a member; see broker/consumer_sweep.c */
+    uint8_t qos;                             /* highest QoS of its filters; 0: it stores no message */
     uint64_t sweep_due_ms;                   /* T of the next sweep */
-    uint8_t qos;
-    consumer_owner_t *key;                  /* key that counts it, by its creator; NULL: counted through its registrations */
-    uint64_t settled, settled_logged;       /* deliveries settled in any way; the floor is appended after a change */
-    uint64_t settled_safe;                  /* value of `settled` at the newest durable floor */
-    uint64_t floor_record_lsn;              /* LSN of the newest floor record */
-    uint64_t waited_lsn, waited_settled;    /* of an older floor record whose commit is awaited */
-    uint64_t behind_messages, behind_bytes; /* waiting in the WAL at next_lsn or later */
-    uint64_t behind_stamp_ms;               /* wall clock of the oldest of them or of an earlier one; 0: not known */
-    bool behind_unsure;                     /* these counts are upper limits after a restart */
-    uint64_t seen_wall_ms, seen_ms;         /* when its last connection left: wall clock, and T; 0: not known */
-    uint64_t quota_lsn;                     /* older messages are over its WAL quota */
+    consumer_owner_t *key;                   /* key that counts it, by its creator; NULL: counted through its registrations */
+    uint64_t settled, settled_logged;        /* deliveries settled in any way; the floor is appended after a change */
+    uint64_t settled_safe;                   /* value of `settled` at the newest durable floor */
+    uint64_t floor_record_lsn;               /* LSN of the newest floor record */
+    uint64_t waited_lsn, waited_settled;     /* of an older floor record whose commit is awaited */
+    uint64_t behind_messages, behind_bytes;  /* waiting in the WAL at next_lsn or later */
+    uint64_t behind_stamp_ms;                /* wall clock of the oldest of them or of an earlier one; 0: not known */
+    bool behind_unsure;                      /* these counts are upper limits after a restart */
+    uint64_t seen_wall_ms, seen_ms;          /* when its last connection left: wall clock, and T; 0: not known */
+    uint64_t quota_lsn;                      /* older messages are over its WAL quota */
     uint64_t over_untold, over_first_id, over_last_id; /* messages over the quota not yet reported to Python */
     uint64_t over_told_ms, over_quota, dropped_session_log;
     uint64_t enqueued, acked, redelivered, dropped_ttl, dropped_queue_full, dead_lettered;
     uint32_t filter_size, client_id_size, group_size;
-    uint8_t text[]; /* filter, client_id (if not a group), group */
+    uint8_t text[]; /* filter (of a session: empty), client_id (if not a group), group */
 } consumer_t;
 
 static inline const uint8_t *consumer_client_id(const consumer_t *consumer) { return consumer->text + consumer->filter_size; }
@@ -193,6 +193,7 @@ typedef struct consumers {
     uint32_t
         group_registrations; /* client_ids of durable groups, without the first of each group; limits.max_sessions counts them */
     uint64_t next_id;        /* id of the newest consumer or registration */
+    uint64_t next_session;   /* of the newest session; see broker/session_store.c */
     uint64_t kept_from;      /* from the newest checkpoint: the WAL may have deleted older records */
     consumer_t **names, **ids; /* hash tables by name and by id, of the same size */
     uint32_t table_size;
@@ -229,8 +230,11 @@ void consumers_release(struct broker *broker);
 typedef struct consumer_request {
     const uint8_t *filter, *client_id, *group;
     uint32_t filter_size, client_id_size, group_size;
+    uint32_t subscription_id; /* of a session's filter; 0: none */
     uint8_t qos;
     bool durable, keyed; /* keyed: the limits of its key apply */
+    bool session;        /* the filter is one of the client's session */
+    bool no_local, retain_as_published;
 } consumer_request_t;
 /* False: the request was refused, the refusal was answered, and nothing has changed. *remains: the connection has the
  * subscription, also if a refused request had it before. `route_new`: this request has also added a route, which is removed if

@@ -3,25 +3,45 @@
 #include "broker/commit.h"
 #include "broker/broker.h"
 #include "broker/consumer_end.h"
+#include "broker/session.h"
 #include "proto/protocol.h"
 
-/* Removes the members one by one and tells each. A subscription without a group is also in the routes for QoS 0. Returns false if
- * the event ring is full and some members remain. */
+/* Tells a member that the subscription to one filter has ended. Without a group, it is also in the routes for QoS 0. */
+static void member_told(broker_t *broker, const consumer_t *consumer, client_t *client, const uint8_t *filter, uint32_t size) {
+    if (!consumer->grouped && route_unsubscribe(broker->routes, client, client->subscriptions, filter, size)) {
+        client->subscription_count--;
+        client_release_waiters(broker, client);
+    }
+    client->protocol->ended(broker, client, filter, size, consumer_group(consumer), consumer->group_size);
+    event_unsubscribed(broker, client, filter, size, consumer_group(consumer), consumer->group_size, BQ_OUTCOME_ENDED);
+    broker->stats.work++;
+}
+
+/* Removes the filters of a session one by one. False: the event ring is full. */
+static bool filters_part(broker_t *broker, consumer_t *consumer, client_t *client) {
+    const session_t *session = consumer->session;
+    while (session->filter_count) {
+        consumer_filter_t *filter = session->filters[session->filter_count - 1];
+        uint32_t size;
+        int syntax;
+        if (!event_room(broker)) return false;
+        const uint8_t *text = route_consumer_text(filter, &size, &syntax);
+        member_told(broker, consumer, client, text, size);
+        session_filter_remove(broker, consumer, filter);
+    }
+    return true;
+}
+
+/* Removes the members one by one and tells each. Returns false if the event ring is full and some members remain. */
 static bool members_part(broker_t *broker, consumer_t *consumer) {
     while (consumer->members) {
         client_t *client = consumer->members->client;
         if (!event_room(broker)) return false;
-        if (!consumer->grouped &&
-            route_unsubscribe(broker->routes, client, client->subscriptions, consumer->text, consumer->filter_size)) {
-            client->subscription_count--;
-            client_release_waiters(broker, client);
-        }
-        client->protocol->ended(broker, client, consumer->text, consumer->filter_size, consumer_group(consumer),
-                                consumer->group_size);
-        event_unsubscribed(broker, client, consumer->text, consumer->filter_size, consumer_group(consumer), consumer->group_size,
-                           BQ_OUTCOME_ENDED);
+        if (!consumer->session)
+            member_told(broker, consumer, client, consumer->text, consumer->filter_size);
+        else if (!filters_part(broker, consumer, client))
+            return false;
         member_remove(broker, consumer->members);
-        broker->stats.work++;
     }
     return true;
 }

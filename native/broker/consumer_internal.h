@@ -61,13 +61,25 @@ void consumer_read_abandon(struct broker *broker, consumer_t *consumer);
 void consumer_swept(const struct broker *broker, consumer_t *consumer, uint64_t left_ms);
 
 /* broker/consumer_table.c */
+extern const char *const CONSUMER_NO_ROOM;
+member_t *member_find(const consumer_t *consumer, const struct client *client);           /* NULL: it is no member */
+member_t *member_add(struct broker *broker, consumer_t *consumer, struct client *client); /* NULL: no memory */
 void member_remove(struct broker *broker, member_t *member);
+/* By the name of the request: see name_hash. NULL: there is none. */
+consumer_t *consumer_find(struct broker *broker, const struct client *client, const consumer_request_t *request);
+/* Why no consumer may be added; NULL: it may. */
+const char *consumer_over_limits(struct broker *broker, const consumer_request_t *request);
+/* Answers a request; returns false. */
+bool consumer_refuse(struct broker *broker, struct client *client, uint64_t seq, enum bq_outcome outcome, const char *why);
+/* From now on the floor is durable, starting with `floor_lsn` in the record at `lsn`. */
+void consumer_floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn);
 consumer_t *consumer_by_id(struct broker *broker, uint64_t id);
 consumer_t *consumer_new(struct broker *broker, const consumer_request_t *request, bq_conn_t owner); /* NULL: no memory */
 void consumer_free(struct broker *broker, consumer_t *consumer);
 void consumer_id_assign(struct broker *broker, consumer_t *consumer, uint64_t id);
 registration_t *registration_new(struct broker *broker, const uint8_t *client_id, uint32_t size,
                                  uint64_t id);                                                      /* NULL: no memory */
+void registration_drop(struct broker *broker, registration_t *registration);                        /* before it is entered */
 void registration_enter(struct broker *broker, consumer_t *consumer, registration_t *registration); /* makes it durable */
 /* Ends every durable subscription of the client to the filter (and group, if given) with an id up to `id_max`. Returns how many;
  * with `end` false it only counts them. */

@@ -13,7 +13,7 @@
 #include "broker/commit.h"
 #include "broker/budget.h"
 #include "broker/broker.h"
-#include "broker/trie.h"
+#include "broker/session.h"
 
 #define READ_BLOCK_BYTES (256u << 10)
 #define READ_HOLD_MS 250u
@@ -296,14 +296,14 @@ static bool take_dropped(broker_t *broker, consumer_t *consumer, uint64_t lsn, u
     return true;
 }
 
-static enum take take_back(broker_t *broker, consumer_t *consumer, int syntax, uint64_t lsn, const uint8_t *bytes, uint32_t size,
+static enum take take_back(broker_t *broker, consumer_t *consumer, uint64_t lsn, const uint8_t *bytes, uint32_t size,
                            uint8_t flags) {
     publish_record_t record;
     uint64_t tick;
     uint8_t room[DEAD_LETTER_PROPERTIES_BYTES_MAX];
     if (!publish_read(bytes, size, &record)) return TAKE_SKIP;
     const message_t message = message_of(&record, bytes + sizeof record, size - (uint32_t)sizeof record, flags, room);
-    if (filter_matches(syntax, consumer->text, consumer->filter_size, message.topic, message.topic_size) != 1) return TAKE_SKIP;
+    if (!consumer_matches(consumer, lsn, message.topic, message.topic_size)) return TAKE_SKIP;
     history_entry_t entry;
     if (consumer_history_settled(consumer, lsn, &entry)) return TAKE_SKIP;
     const uint32_t encoded_size = message_header_size(&message) + message.payload_size;
@@ -344,14 +344,13 @@ static enum take take_back(broker_t *broker, consumer_t *consumer, int syntax, u
 
 /* Takes the items of wal_read (see wal/wal.h) from read_at to dispatched_lsn. Later messages will be offered. */
 static enum take take_items(broker_t *broker, consumer_t *consumer, const reader_t *reader) {
-    int syntax = filter_check(consumer->text, consumer->filter_size);
     while (consumer->read_at < reader->used) {
         const uint8_t *item = reader->buffer + consumer->read_at;
         uint64_t lsn = load_u64(item);
         uint32_t size = load_u32(item + 8);
         if (lsn > broker->dispatched_lsn) break;
         if (item[12] == WAL_PUBLISH && lsn >= consumer->next_lsn) {
-            enum take took = take_back(broker, consumer, syntax, lsn, item + 16, size, item[13]);
+            enum take took = take_back(broker, consumer, lsn, item + 16, size, item[13]);
             if (took == TAKE_FULL || took == TAKE_NO_MEMORY) {
                 consumer->next_lsn = lsn;
                 return took;

@@ -5,7 +5,7 @@
 #include "broker/consumer_internal.h"
 #include "broker/commit.h"
 #include "broker/broker.h"
-#include "broker/trie.h"
+#include "broker/session.h"
 
 #include <stdlib.h>
 
@@ -119,7 +119,7 @@ static consumer_t *consumer_load(broker_t *broker, const consumer_record_t *reco
     if (!consumer) return NULL;
     consumer_id_assign(broker, consumer, record->id);
     consumer->durable = true;
-    consumer->born_lsn = consumer->floor_lsn = consumer->floor_logged = floor_lsn;
+    consumer->filter.born_lsn = consumer->floor_lsn = consumer->floor_logged = floor_lsn;
     if (record->id > broker->consumers.next_id) broker->consumers.next_id = record->id;
     return consumer;
 }
@@ -159,7 +159,14 @@ typedef struct checkpoint_head {
 
 /* After the consumers: [section_head_t][bytes, padded to 8] ... A reader skips unknown kinds; versions before sections skip all
  * of them. */
-enum section_kind { SECTION_TIMELINE = 1, SECTION_REGISTRATIONS = 2, SECTION_HISTORY = 3, SECTION_SEEN = 4, SECTION_LETTERS = 5 };
+enum section_kind {
+    SECTION_TIMELINE = 1,
+    SECTION_REGISTRATIONS = 2,
+    SECTION_HISTORY = 3,
+    SECTION_SEEN = 4,
+    SECTION_LETTERS = 5,
+    SECTION_SESSIONS = 6 /* before those that refer to its consumers */
+};
 
 typedef struct section_head {
     uint32_t kind, size;
@@ -254,6 +261,17 @@ static void registrations_put(uint8_t *out, const broker_t *broker) {
     }
 }
 
+/* The floor as the WAL has to keep it. Older messages from before the consumer was durable are only in memory. */
+static uint64_t kept_floor(const consumer_t *consumer) {
+    return consumer->floor_lsn + 1 < consumer->kept_lsn ? consumer->kept_lsn - 1 : consumer->floor_lsn;
+}
+
+static void sessions_put(uint8_t *out, const broker_t *broker) {
+    out = session_section_begin(out, broker);
+    for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next)
+        if (consumer->durable && consumer->session) out = session_section_write(out, consumer, kept_floor(consumer));
+}
+
 static void seen_put(uint8_t *out, const broker_t *broker) {
     for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable) continue;
@@ -273,6 +291,7 @@ static bool sections_load(broker_t *broker, const uint8_t *bytes, uint64_t size)
         if (head.kind == SECTION_HISTORY) histories_load(broker, bytes + sizeof head, head.size);
         if (head.kind == SECTION_SEEN) consumer_seen_load(broker, bytes + sizeof head, head.size);
         if (head.kind == SECTION_LETTERS) wal_quota_section_load(broker, bytes + sizeof head, head.size);
+        if (head.kind == SECTION_SESSIONS && !session_section_load(broker, bytes + sizeof head, head.size)) return false;
         if (head.kind == SECTION_REGISTRATIONS && !registrations_load(broker, bytes + sizeof head, head.size)) return false;
         if (section_bytes(head.size) >= size) return true;
         bytes += section_bytes(head.size);
@@ -365,6 +384,7 @@ bool consumer_restore(void *context, const wal_record_t *entry) {
         return true;
     case WAL_CONSUMER: return record_load(broker, entry);
     case WAL_CONSUMER_LEAVE: leave_load(broker, entry); return true;
+    case WAL_SESSION: return session_restore(broker, entry);
     case WAL_CONSUMER_END:
         if (numbers_read(entry, numbers, 1) && (consumer = consumer_by_id(broker, numbers[0]))) consumer_free(broker, consumer);
         return true;
@@ -398,28 +418,30 @@ void consumers_go_on(broker_t *broker) {
 }
 
 typedef struct durable_sums {
-    uint32_t count;
+    uint32_t count, seen_count; /* without sessions, and with them */
+    uint64_t sessions_bytes;
     uint64_t bytes, registrations_bytes, histories_bytes; /* sizes in a checkpoint */
     uint64_t keep_from;                                   /* first LSN that a consumer still needs */
 } durable_sums_t;
 
-/* The floor as the WAL has to keep it. Older messages from before the consumer was durable are only in memory. */
-static uint64_t kept_floor(const consumer_t *consumer) {
-    return consumer->floor_lsn + 1 < consumer->kept_lsn ? consumer->kept_lsn - 1 : consumer->floor_lsn;
-}
-
 static durable_sums_t durable_sums(broker_t *broker) {
     durable_sums_t sums = {.bytes = sizeof(checkpoint_head_t), .keep_from = broker->dispatched_lsn + 1};
+    if (broker->consumers.next_session) sums.sessions_bytes = SESSION_SECTION_HEAD;
     for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         /* a group that is not durable any more still reads its stored messages */
         if (!consumer->durable && !consumer->behind) continue;
         if (!consumer->head && !consumer->behind) consumer_floor_update(broker, consumer); /* idle: it has seen everything */
         if (kept_floor(consumer) + 1 < sums.keep_from) sums.keep_from = kept_floor(consumer) + 1;
         if (!consumer->durable) continue;
-        sums.count++;
-        sums.bytes += sizeof(consumer_record_t) + consumer->filter_size + consumer->client_id_size + consumer->group_size;
+        sums.seen_count++;
         if (history_is_kept(broker, consumer))
             sums.histories_bytes += history_record_bytes(consumer_history_count(consumer, true));
+        if (consumer->session) {
+            sums.sessions_bytes += session_section_bytes(consumer);
+            continue;
+        }
+        sums.count++;
+        sums.bytes += sizeof(consumer_record_t) + consumer->filter_size + consumer->client_id_size + consumer->group_size;
         for (const registration_t *registration = consumer->grouped ? consumer->registrations : NULL; registration;
              registration = registration->next)
             sums.registrations_bytes += registration_bytes(registration->size);
@@ -438,20 +460,22 @@ uint8_t *consumers_serialize(broker_t *broker, uint32_t *size, uint64_t *keep_fr
                               .next_consumer_id = broker->consumers.next_id};
     uint32_t timeline_size = timeline_section_size(broker, *keep_from);
     uint32_t letters_size = wal_quota_section_size(broker);
-    uint64_t seen_bytes = (uint64_t)sums.count * sizeof(seen_record_t);
-    bytes = sums.bytes + sums.registrations_bytes + sums.histories_bytes + seen_bytes + 3 * sizeof(section_head_t) +
-            section_bytes(letters_size) + section_bytes(timeline_size);
+    uint64_t seen_bytes = (uint64_t)sums.seen_count * sizeof(seen_record_t);
+    bytes = sums.bytes + (sums.sessions_bytes ? section_bytes((uint32_t)sums.sessions_bytes) : 0) + sums.registrations_bytes +
+            sums.histories_bytes + seen_bytes + 3 * sizeof(section_head_t) + section_bytes(letters_size) +
+            section_bytes(timeline_size);
     uint8_t *out = bytes <= UINT32_MAX ? malloc(bytes) : NULL;
     if (!out) return NULL;
     memcpy(out, &head, sizeof head);
     at += sizeof head;
     for (const consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
-        if (!consumer->durable) continue;
+        if (!consumer->durable || consumer->session) continue;
         consumer_record_t record = record_of(consumer, kept_floor(consumer));
         memcpy(out + at, &record, sizeof record);
         memcpy(out + at + sizeof record, consumer->text, texts_size(&record));
         at += sizeof record + texts_size(&record);
     }
+    if (sums.sessions_bytes) sessions_put(section_begin(out, &at, SECTION_SESSIONS, (uint32_t)sums.sessions_bytes), broker);
     registrations_put(section_begin(out, &at, SECTION_REGISTRATIONS, (uint32_t)sums.registrations_bytes), broker);
     uint8_t *histories = section_begin(out, &at, SECTION_HISTORY, (uint32_t)sums.histories_bytes);
     histories_put(histories, broker);

@@ -5,6 +5,7 @@
 #include "broker/delivery_lookup.h"
 #include "broker/commit.h"
 #include "broker/broker.h"
+#include "broker/session.h"
 #include "proto/protocol.h"
 
 #include <stdlib.h>
@@ -30,7 +31,7 @@ void member_remove(broker_t *broker, member_t *member) {
 }
 
 /* Searches the consumer's list and the connection's list in step: one of them is usually short. */
-static member_t *member_find(const consumer_t *consumer, const client_t *client) {
+member_t *member_find(const consumer_t *consumer, const client_t *client) {
     member_t *of_consumer = consumer->members, *of_connection = client->members;
     for (; of_consumer && of_connection; of_consumer = of_consumer->next, of_connection = of_connection->client_next) {
         if (of_consumer->client == client) return of_consumer;
@@ -39,7 +40,7 @@ static member_t *member_find(const consumer_t *consumer, const client_t *client)
     return NULL;
 }
 
-static member_t *member_add(broker_t *broker, consumer_t *consumer, client_t *client) {
+member_t *member_add(broker_t *broker, consumer_t *consumer, client_t *client) {
     member_t *member = pool_alloc(&broker->pool, sizeof *member);
     if (!member) return NULL;
     *member = (member_t){.consumer = consumer,
@@ -89,7 +90,7 @@ static bool consumer_is(const consumer_t *consumer, const consumer_request_t *re
            text_is(consumer_client_id(consumer), consumer->client_id_size, request->client_id, request->client_id_size);
 }
 
-static consumer_t *consumer_find(broker_t *broker, const client_t *client, const consumer_request_t *request) {
+consumer_t *consumer_find(broker_t *broker, const client_t *client, const consumer_request_t *request) {
     bq_conn_t owner = owner_of(request, client);
     consumer_t *consumer = broker->consumers.names[name_hash(broker, request, owner) & (broker->consumers.table_size - 1)];
     while (consumer && !consumer_is(consumer, request, owner)) consumer = consumer->name_chain;
@@ -181,7 +182,7 @@ registration_t *registration_new(broker_t *broker, const uint8_t *client_id, uin
     return registration;
 }
 
-static void registration_free(broker_t *broker, registration_t *registration) {
+void registration_drop(broker_t *broker, registration_t *registration) {
     pool_free(&broker->pool, registration, sizeof *registration + registration->size);
 }
 
@@ -214,7 +215,7 @@ static void registration_remove(broker_t *broker, consumer_t *consumer, registra
         consumer_owner_leave(broker, registration->key);
     else
         consumer->key = registration->key;
-    registration_free(broker, registration);
+    registration_drop(broker, registration);
 }
 
 /* Without its last registration, a durable subscription ends, and so does a durable group without members. A group with members
@@ -237,12 +238,12 @@ static bool registration_end(broker_t *broker, consumer_t *consumer, registratio
 /* ---- life -------------------------------------------------------------------------------------------------------- */
 
 static size_t consumer_bytes(const consumer_t *consumer) {
-    return sizeof *consumer + consumer->filter_size + consumer->group_size;
+    return offsetof(consumer_t, text) + consumer->filter_size + consumer->client_id_size + consumer->group_size;
 }
 
 consumer_t *consumer_new(broker_t *broker, const consumer_request_t *request, bq_conn_t owner) {
     uint32_t client_id_size = request->group_size ? 0 : request->client_id_size; /* a group's client_ids are its registrations */
-    size_t size = sizeof(consumer_t) + request->filter_size + client_id_size + request->group_size;
+    size_t size = offsetof(consumer_t, text) + request->filter_size + client_id_size + request->group_size;
     consumer_t *consumer = pool_alloc(&broker->pool, size);
     if (!consumer) return NULL;
     *consumer = (consumer_t){.filter_size = request->filter_size,
@@ -252,10 +253,14 @@ consumer_t *consumer_new(broker_t *broker, const consumer_request_t *request, bq
                              .grouped = request->group_size > 0,
                              .name_hash = name_hash(broker, request, owner),
                              .owner = owner};
+    consumer->filter = (consumer_filter_t){.consumer = consumer, .qos = request->qos};
     memcpy(consumer->text, request->filter, request->filter_size);
     if (client_id_size) memcpy(consumer->text + request->filter_size, request->client_id, client_id_size);
     if (request->group_size) memcpy(consumer->text + request->filter_size, request->group, request->group_size);
-    if (route_consumer(broker->routes, consumer, &consumer->route, request->filter, request->filter_size) < 0) {
+    bool entered = request->session
+                       ? session_begin(broker, consumer)
+                       : route_consumer(broker->routes, &consumer->filter, request->filter, request->filter_size) > 0;
+    if (!entered) {
         pool_free(&broker->pool, consumer, size);
         return NULL;
     }
@@ -278,7 +283,10 @@ void consumer_free(broker_t *broker, consumer_t *consumer) {
     consumer_history_drop(broker, consumer);
     consumer_read_abandon(broker, consumer);
     consumer_pump_never(broker, consumer);
-    route_consumer_leave(broker->routes, &consumer->route);
+    if (consumer->session)
+        session_release(broker, consumer);
+    else
+        route_consumer_leave(broker->routes, &consumer->filter);
     consumer_list_forget(broker, consumer);
     name_leave(&broker->consumers, consumer);
     id_leave(&broker->consumers, consumer);
@@ -292,7 +300,7 @@ void consumer_free(broker_t *broker, consumer_t *consumer) {
 
 /* ---- requests: SUB ----------------------------------------------------------------------------------------------- */
 
-static const char *NO_ROOM = "the broker is out of memory, or its WAL is full or has stopped: see the broker's log";
+const char *const CONSUMER_NO_ROOM = "the broker is out of memory, or its WAL is full or has stopped: see the broker's log";
 static const char *TOO_MANY_CONSUMERS =
     "limits.max_sessions is reached: end unused durable subscriptions (to list them: blipmq-cli sessions), or raise it";
 static const char *TOO_MANY_OF_KEY =
@@ -301,7 +309,7 @@ static const char *TOO_MANY_REGISTRATIONS =
     "the queue group has 1024 durable client_ids, which is the maximum: remove unused ones "
     "(blipmq-cli unsub FILTER --group GROUP --client-id ID)";
 
-static bool refuse(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
+bool consumer_refuse(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
     client->protocol->refuse(broker, client, seq, outcome, why);
     client_resume(broker, client, PAUSE_ANSWER);
     return false;
@@ -343,8 +351,7 @@ static uint64_t floor_to_wal(broker_t *broker, consumer_t *consumer) {
     return consumer->floor_lsn + 1 < kept_from ? kept_from - 1 : consumer->floor_lsn;
 }
 
-/* From now on the floor is durable, starting with `floor_lsn` in the record at `lsn`. */
-static void floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) {
+void consumer_floor_begin(consumer_t *consumer, uint64_t floor_lsn, uint64_t lsn) {
     consumer->kept_lsn = floor_lsn + 1;
     consumer->floor_logged = floor_lsn;
     if (consumer->floor_lsn < floor_lsn && !consumer->head) consumer->floor_lsn = floor_lsn;
@@ -367,7 +374,7 @@ static bool registration_begin(broker_t *broker, client_t *client, uint64_t seq,
     int64_t lsn = pending ? consumer_record_append(broker, consumer, registration, consumer_id, floor_lsn) : 0;
     if (lsn <= 0) {
         if (pending) commit_answer_drop(broker, pending);
-        if (registration) registration_free(broker, registration);
+        if (registration) registration_drop(broker, registration);
         return false;
     }
     broker->consumers.next_id = id;
@@ -380,8 +387,8 @@ static bool registration_begin(broker_t *broker, client_t *client, uint64_t seq,
     if (!raised) return true;
     if (!consumer->grouped) name_change(broker, consumer, request, 0);
     consumer_id_assign(broker, consumer, consumer_id);
-    if (fresh) consumer->born_lsn = consumer->floor_lsn = floor_lsn = (uint64_t)lsn;
-    floor_begin(consumer, floor_lsn, (uint64_t)lsn);
+    if (fresh) consumer->filter.born_lsn = consumer->floor_lsn = floor_lsn = (uint64_t)lsn;
+    consumer_floor_begin(consumer, floor_lsn, (uint64_t)lsn);
     return true;
 }
 
@@ -390,11 +397,7 @@ static bool in_doubt(const broker_t *broker, const registration_t *registration)
     return broker->dispatched_lsn < broker->found_lsn && registration->record_lsn > broker->dispatched_lsn;
 }
 
-static const char *over_limits(broker_t *broker, const consumer_t *consumer, bool holds, const consumer_request_t *request) {
-    if (consumer && holds && consumer->grouped && consumer->registration_count >= GROUP_REGISTRATIONS_MAX)
-        return TOO_MANY_REGISTRATIONS;
-    bool counts = !consumer || (holds && consumer->registration_count);
-    if (!counts) return NULL;
+const char *consumer_over_limits(broker_t *broker, const consumer_request_t *request) {
     if (broker->consumers.count + broker->consumers.group_registrations >= broker->config.max_sessions) {
         broker->stats.sessions_refused++;
         return TOO_MANY_CONSUMERS;
@@ -404,6 +407,13 @@ static const char *over_limits(broker_t *broker, const consumer_t *consumer, boo
         return NULL;
     broker->stats.sessions_refused_key++;
     return TOO_MANY_OF_KEY;
+}
+
+static const char *over_limits(broker_t *broker, const consumer_t *consumer, bool holds, const consumer_request_t *request) {
+    if (consumer && holds && consumer->grouped && consumer->registration_count >= GROUP_REGISTRATIONS_MAX)
+        return TOO_MANY_REGISTRATIONS;
+    bool counts = !consumer || (holds && consumer->registration_count);
+    return counts ? consumer_over_limits(broker, request) : NULL;
 }
 
 /* Ends the connection's own subscription after it has joined the durable one with the same filter, which has all its messages. */
@@ -419,6 +429,7 @@ static void raise_qos(broker_t *broker, const attempt_t *attempt, uint8_t qos) {
     if (qos <= attempt->consumer->qos) return;
     publish_run_closed(broker);
     attempt->consumer->qos = qos;
+    attempt->consumer->filter.qos = qos;
     attempt->consumer->floor_lsn = broker->dispatched_lsn;
 }
 
@@ -431,9 +442,10 @@ bool consumer_subscribe(broker_t *broker, client_t *client, uint64_t seq, const 
     bool holds = request->durable && !registration;
     attempt.member = attempt.consumer ? member_find(attempt.consumer, client) : NULL;
     *remains = attempt.member != NULL;
-    if (registration && in_doubt(broker, registration)) return refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+    if (registration && in_doubt(broker, registration))
+        return consumer_refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, CONSUMER_NO_ROOM);
     const char *over = over_limits(broker, attempt.consumer, holds, request);
-    if (over) return refuse(broker, client, seq, BQ_OUTCOME_LIMIT, over);
+    if (over) return consumer_refuse(broker, client, seq, BQ_OUTCOME_LIMIT, over);
     if (!attempt.consumer) {
         attempt.consumer = consumer_new(broker, request, request->group_size ? 0 : client->handle);
         attempt.undo |= PENDING_UNDO_CONSUMER;
@@ -442,7 +454,7 @@ bool consumer_subscribe(broker_t *broker, client_t *client, uint64_t seq, const 
         attempt.undo |= PENDING_UNDO_MEMBER;
     if (!attempt.member || (holds && !registration_begin(broker, client, seq, &attempt, request))) {
         attempt_undo(broker, &attempt);
-        return refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+        return consumer_refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, CONSUMER_NO_ROOM);
     }
     own_end(broker, client, request, attempt.consumer);
     raise_qos(broker, &attempt, request->qos);
@@ -463,6 +475,7 @@ void consumer_subscribe_undo(broker_t *broker, client_t *client, const pending_c
     const uint8_t *text = pending_bytes_at(pending);
     uint32_t filter_size = pending->topic_size, group_size = pending->payload_size;
     consumer_t *consumer = NULL;
+    if (pending->undo & PENDING_UNDO_FILTER) session_subscribe_undo(broker, client, text, filter_size);
     for (member_t *member = client->members; member && !consumer; member = member->client_next) {
         consumer_t *at = member->consumer;
         if (text_is(at->text, at->filter_size, text, filter_size) &&
@@ -479,20 +492,22 @@ void consumer_subscribe_undo(broker_t *broker, client_t *client, const pending_c
     }
     if (pending->undo & PENDING_UNDO_ROUTE && route_unsubscribe(broker->routes, client, client->subscriptions, text, filter_size))
         client->subscription_count--;
-    if (pending->undo & (PENDING_UNDO_MEMBER | PENDING_UNDO_ROUTE))
+    if (pending->undo & (PENDING_UNDO_MEMBER | PENDING_UNDO_ROUTE | PENDING_UNDO_FILTER))
         event_unsubscribed(broker, client, text, filter_size, text + filter_size, group_size, BQ_OUTCOME_UNAVAILABLE);
 }
 
 /* ---- requests: UNSUB --------------------------------------------------------------------------------------------- */
 
 static bool concerns(const consumer_t *consumer, const consumer_request_t *request) {
+    if (consumer->session) return false; /* see session_unsubscribe */
     return !request->group_size || text_is(consumer_group(consumer), consumer->group_size, request->group, request->group_size);
 }
 
 uint32_t consumer_registrations_end(broker_t *broker, const consumer_request_t *request, uint64_t id_max, bool end) {
     uint32_t count = 0, index = 0;
-    consumer_t *consumer;
-    while ((consumer = route_consumer_at(broker->routes, request->filter, request->filter_size, index))) {
+    const consumer_filter_t *at;
+    while ((at = route_consumer_at(broker->routes, request->filter, request->filter_size, index))) {
+        consumer_t *consumer = at->consumer;
         registration_t *registration =
             concerns(consumer, request) ? registration_find(broker, consumer, request->client_id, request->client_id_size) : NULL;
         bool ends = registration && registration->id <= id_max;
@@ -527,7 +542,7 @@ bool consumer_unsubscribe(broker_t *broker, client_t *client, uint64_t seq, cons
         int64_t lsn = answer ? consumer_leave_append(broker, request) : 0;
         if (lsn <= 0) {
             if (answer) commit_answer_drop(broker, answer);
-            return refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, NO_ROOM);
+            return consumer_refuse(broker, client, seq, BQ_OUTCOME_UNAVAILABLE, CONSUMER_NO_ROOM);
         }
         commit_answer_wait(broker, client, answer, (uint64_t)lsn);
         consumer_registrations_end(broker, request, UINT64_MAX, true);
@@ -553,7 +568,7 @@ uint32_t consumers_missed(broker_t *broker, const pending_commit_t *pending) {
     for (consumer_t *consumer = broker->consumers.all; consumer; consumer = consumer->next) {
         if (!consumer->durable || !consumer->qos) continue;
         consumer_fall_behind(broker, consumer, pending->lsn);
-        count += filter_match(consumer->text, consumer->filter_size, topic, pending->topic_size) == 1;
+        count += consumer_matches(consumer, pending->lsn, topic, pending->topic_size);
     }
     return count;
 }

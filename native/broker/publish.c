@@ -101,7 +101,7 @@ static client_t *group_member(broker_t *broker, consumer_t *consumer, uint32_t m
  * too. False: a member must be drained first. */
 static bool push_to_group(broker_t *broker, const topic_t *topic, uint32_t index, const queue_run_t *run, bool all) {
     bool room;
-    consumer_t *consumer = topic->consumers[index];
+    consumer_t *consumer = topic->consumers[index]->consumer;
     if (!consumer->grouped || !(all || !consumer->qos)) return true;
     client_t *target = group_member(broker, consumer, run->count, run->size, &room);
     if (target) return push_to(broker, target, run, FLUSH_NARROW);
@@ -164,7 +164,7 @@ void publish_run_finish(broker_t *broker) {
 static bool group_full(broker_t *broker, const topic_t *topic, uint32_t size) {
     bool room = true;
     for (uint32_t i = 0; i < topic->consumer_count && room && !broker->full; i++) {
-        consumer_t *consumer = topic->consumers[i];
+        consumer_t *consumer = topic->consumers[i]->consumer;
         member_t *turn = consumer->turn;
         if (consumer->grouped) group_member(broker, consumer, 1, size, &room);
         consumer->turn = turn;

@@ -4,6 +4,7 @@
 #include "broker/trie.h"
 #include "broker/client.h"
 #include "broker/consumer.h"
+#include "broker/session.h"
 
 #define FILTER_TABLE_SIZE_MIN 256u
 #define TOPIC_CHUNK 64u
@@ -19,7 +20,7 @@ typedef struct filter {
     client_t **members; /* parallel to subscriptions; a literal topic can use this array as its targets */
     subscription_t **subscriptions;
     uint32_t count, capacity;
-    consumer_t **consumers;
+    consumer_filter_t **consumers;
     uint32_t consumer_count, consumer_capacity;
     int syntax;        /* 0 literal, 1 dot, 2 slash */
     trie_node_t *node; /* the last node of a wildcard filter */
@@ -123,7 +124,7 @@ static void targets_drop(routes_t *routes, topic_t *topic) {
     topic->targets = NULL;
     topic->consumers = NULL;
     topic->target_count = topic->target_capacity = topic->consumer_count = topic->consumer_capacity = 0;
-    topic->grouped = false;
+    topic->grouped = topic->folded = false;
     topic->stale = true;
 }
 
@@ -395,7 +396,7 @@ bool route_unsubscribe(routes_t *routes, const client_t *client, subscription_t 
     return subscription != NULL;
 }
 
-int route_consumer(routes_t *routes, consumer_t *consumer, consumer_route_t *at, const uint8_t *text, uint32_t size) {
+int route_consumer(routes_t *routes, consumer_filter_t *at, const uint8_t *text, uint32_t size) {
     int error;
     filter_t *filter = filter_enter(routes, text, size, &error);
     if (!filter) return error;
@@ -403,8 +404,8 @@ int route_consumer(routes_t *routes, consumer_t *consumer, consumer_route_t *at,
     if (filter->consumer_count == filter->consumer_capacity) {
         uint32_t capacity = filter->consumer_capacity ? filter->consumer_capacity * 2 : 1;
         size_t old_bytes = filter->consumer_capacity * sizeof *filter->consumers;
-        size_t bytes = capacity * sizeof(consumer_t *);
-        consumer_t **consumers = pool_resize(routes->pool, filter->consumers, old_bytes, bytes);
+        size_t bytes = capacity * sizeof(consumer_filter_t *);
+        consumer_filter_t **consumers = pool_resize(routes->pool, filter->consumers, old_bytes, bytes);
         if (!consumers) {
             filter_free_if_unused(routes, filter);
             return BQ_E_MEMORY;
@@ -413,22 +414,36 @@ int route_consumer(routes_t *routes, consumer_t *consumer, consumer_route_t *at,
         filter->consumers = consumers;
         filter->consumer_capacity = capacity;
     }
-    *at = (consumer_route_t){filter, filter->consumer_count};
-    filter->consumers[filter->consumer_count++] = consumer;
+    at->filter = filter;
+    at->index = filter->consumer_count;
+    filter->consumers[filter->consumer_count++] = at;
     return 1;
 }
 
-consumer_t *route_consumer_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
+consumer_filter_t *route_consumer_at(const routes_t *routes, const uint8_t *text, uint32_t size, uint32_t index) {
     const filter_t *filter = *filter_slot(routes, hash_bytes(&routes->key, text, size, 0), text, size);
     return filter && index < filter->consumer_count ? filter->consumers[index] : NULL;
 }
 
-void route_consumer_leave(routes_t *routes, consumer_route_t *at) {
+bool route_consumer_matches(const consumer_filter_t *at, const uint8_t *topic, uint32_t size) {
+    const filter_t *filter = at->filter;
+    return filter && filter_matches(filter->syntax, filter->text, filter->size, topic, size) == 1;
+}
+
+const uint8_t *route_consumer_text(const consumer_filter_t *at, uint32_t *size, int *syntax) {
+    *size = at->filter->size;
+    *syntax = at->filter->syntax;
+    return at->filter->text;
+}
+
+void route_count_bytes(routes_t *routes, int64_t bytes) { routes->filter_bytes += (uint64_t)bytes; }
+
+void route_consumer_leave(routes_t *routes, consumer_filter_t *at) {
     filter_t *filter = at->filter;
     filter_changed(routes, filter);
-    consumer_t *last = filter->consumers[--filter->consumer_count];
+    consumer_filter_t *last = filter->consumers[--filter->consumer_count];
     filter->consumers[at->index] = last;
-    last->route.index = at->index;
+    last->index = at->index;
     at->filter = NULL;
     filter_free_if_unused(routes, filter);
 }
@@ -455,13 +470,57 @@ static void *merged_reserve(routes_t *routes, void *list, uint32_t *capacity, ui
 
 static bool merge_consumers(routes_t *routes, topic_t *topic, const filter_t *filter) {
     uint32_t need = topic->consumer_count + filter->consumer_count;
-    consumer_t **consumers = merged_reserve(routes, topic->consumers, &topic->consumer_capacity, need);
+    consumer_filter_t **consumers = merged_reserve(routes, topic->consumers, &topic->consumer_capacity, need);
     if (!consumers) return false;
     topic->consumers = consumers;
     for (uint32_t i = 0; i < filter->consumer_count; i++) {
+        const consumer_t *consumer = filter->consumers[i]->consumer;
         topic->consumers[topic->consumer_count++] = filter->consumers[i];
-        topic->grouped |= filter->consumers[i]->grouped;
+        topic->grouped |= consumer->grouped;
+        topic->folded |= consumer->session != NULL;
     }
+    return true;
+}
+
+/* Counts the filters of each session among the topic's. False: no session has several. */
+static bool sessions_count(routes_t *routes, const topic_t *topic) {
+    bool several = false;
+    routes->mark++;
+    for (uint32_t i = 0; i < topic->consumer_count; i++) {
+        session_t *session = topic->consumers[i]->consumer->session;
+        if (!session) continue;
+        bool first = session->route_mark != routes->mark;
+        several |= !first;
+        session->route_mark = routes->mark;
+        session->route_count = first ? 1 : session->route_count + 1;
+    }
+    return several;
+}
+
+/* Puts the filters of each session behind its first one; the rest keeps its order. False: no memory. */
+static NOINLINE bool consumers_fold(routes_t *routes, topic_t *topic) {
+    topic->folded = sessions_count(routes, topic);
+    if (!topic->folded) return true;
+    uint32_t capacity = 0, count = topic->consumer_count, at = 0;
+    consumer_filter_t **folded = merged_reserve(routes, NULL, &capacity, count);
+    if (!folded) return false;
+    routes->mark++;
+    for (uint32_t i = 0; i < count; i++) {
+        consumer_filter_t *filter = topic->consumers[i];
+        session_t *session = filter->consumer->session;
+        if (session && session->route_mark != routes->mark) {
+            session->route_mark = routes->mark;
+            session->route_at = at;
+            at += session->route_count;
+        }
+        folded[session ? session->route_at++ : at++] = filter;
+    }
+    size_t bytes = topic->consumer_capacity * sizeof(void *);
+    routes->targets_bytes -= bytes;
+    pool_free(routes->pool, topic->consumers, bytes);
+    topic->consumers = folded;
+    topic->consumer_capacity = capacity;
+    *routes->work += count / MERGED_PER_UNIT;
     return true;
 }
 
@@ -567,6 +626,7 @@ enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t unit
     enum trie_outcome outcome = search_tries(routes, topic, &search, &merge);
     if (outcome == TRIE_MORE && !search_keep(routes, topic, &search)) outcome = TRIE_FAILED;
     if (outcome == TRIE_DONE && !search_literal(routes, topic, &merge)) outcome = TRIE_FAILED;
+    if (outcome == TRIE_DONE && BQ_UNLIKELY(topic->folded) && !consumers_fold(routes, topic)) outcome = TRIE_FAILED;
     *routes->work += all - left;
     topic->cost = before + all - left;
     if (outcome == TRIE_MORE) return ROUTE_LATER;

@@ -29,11 +29,17 @@ typedef struct subscription {
     struct subscription *next, **link; /* the connection's list */
 } subscription_t;
 
-/* A consumer's place in the routes (see broker/consumer.h). */
-typedef struct consumer_route {
-    struct filter *filter;
-    uint32_t index;
-} consumer_route_t;
+/* One filter of a consumer in the routes (see broker/consumer.h and broker/session.h). */
+typedef struct consumer_filter {
+    struct filter *filter; /* NULL: not in the routes */
+    struct consumer *consumer;
+    uint64_t born_lsn;             /* the consumer gets later messages only through it; 0: it was not durable when it began */
+    uint32_t index;                /* in the filter's array */
+    uint32_t subscription_id : 28; /* 0: none */
+    uint32_t qos : 2;              /* 0: it stores no message */
+    uint32_t no_local : 1;
+    uint32_t retain_as_published : 1;
+} consumer_filter_t;
 
 /* One cached topic. Slots are reused, and freed only with the table. So a stale pointer to a slot is safe: its holder compares
  * the name. */
@@ -45,10 +51,11 @@ typedef struct topic {
     struct topic *follower; /* next topic of the same publisher last time: a hint, compare the name before use */
     struct client **targets;
     uint32_t target_count;
-    uint32_t target_capacity; /* 0: the targets belong to a literal filter */
-    struct consumer **consumers;
+    uint32_t target_capacity;      /* 0: the targets belong to a literal filter */
+    consumer_filter_t **consumers; /* the filters of consumers that match; those of one consumer follow each other */
     uint32_t consumer_count, consumer_capacity;
     bool grouped;    /* a consumer is a queue group, which also gets QoS 0 messages */
+    bool folded;     /* a consumer has several filters that match */
     uint8_t *header; /* header template of a Message up to the payload, with the name */
     uint32_t header_size;
     uint32_t name_size;  /* 0: free slot */
@@ -75,11 +82,32 @@ int route_subscribe(routes_t *routes, struct client *client, subscription_t **li
 bool route_unsubscribe(routes_t *routes, const struct client *client, subscription_t *list, const uint8_t *filter, uint32_t size);
 void route_leave(routes_t *routes, subscription_t *subscription);
 
-/* The same for a consumer, which can be in the routes only once. */
-int route_consumer(routes_t *routes, struct consumer *consumer, consumer_route_t *at, const uint8_t *filter, uint32_t size);
-void route_consumer_leave(routes_t *routes, consumer_route_t *at);
-struct consumer *route_consumer_at(const routes_t *routes, const uint8_t *filter, uint32_t size,
-                                   uint32_t index); /* NULL: no more */
+/* The same for a filter of a consumer. The caller has set at->consumer, and no other filter of it has the same text. */
+int route_consumer(routes_t *routes, consumer_filter_t *at, const uint8_t *filter, uint32_t size);
+void route_consumer_leave(routes_t *routes, consumer_filter_t *at);
+consumer_filter_t *route_consumer_at(const routes_t *routes, const uint8_t *filter, uint32_t size,
+                                     uint32_t index); /* NULL: no more */
+bool route_consumer_matches(const consumer_filter_t *at, const uint8_t *topic, uint32_t size);
+const uint8_t *route_consumer_text(const consumer_filter_t *at, uint32_t *size, int *syntax);
+void route_count_bytes(routes_t *routes, int64_t bytes); /* memory of filters that the caller has allocated or freed */
+
+/* The end of the filters of one consumer among those of a topic, of which the first is at `first`. */
+static inline uint32_t topic_consumer_end(const topic_t *topic, uint32_t first) {
+    uint32_t end = first + 1;
+    if (BQ_LIKELY(!topic->folded)) return end;
+    while (end < topic->consumer_count && topic->consumers[end]->consumer == topic->consumers[first]->consumer) end++;
+    return end;
+}
+
+/* The highest QoS that these filters of one consumer ask for a message with this LSN. */
+static inline uint32_t topic_consumer_qos(const topic_t *topic, uint32_t first, uint32_t end, uint64_t lsn) {
+    uint32_t qos = 0;
+    for (uint32_t i = first; i < end; i++) {
+        const consumer_filter_t *filter = topic->consumers[i];
+        if (lsn > filter->born_lsn && filter->qos > qos) qos = filter->qos;
+    }
+    return qos;
+}
 
 static inline bool topic_is(const topic_t *topic, const uint8_t *name, uint32_t size) {
     return topic->name_size == size && size && memcmp(topic->name, name, size) == 0; /* a free slot has size 0 */

@@ -23,7 +23,7 @@ static uint32_t entries_of(input_t *input, item_t *entries) {
     uint32_t count = 0;
     while (count < RECORDS_MAX && input->at < input->end) {
         uint8_t type = input_byte(input), size = input_byte(input);
-        entries[count++] = (item_t){type % 7, input_bytes(input, size)};
+        entries[count++] = (item_t){type % 8 == 7 ? WAL_SESSION : type % 8, input_bytes(input, size)};
     }
     return count;
 }

@@ -26,14 +26,15 @@ enum wal_error {
 };
 
 enum wal_type {
-    WAL_PUBLISH = 1, /* 1 to 8 are written by the core, see broker/consumer_store.c; the WAL does not parse them */
+    WAL_PUBLISH = 1, /* 1 to 12 are written by the core, see broker/consumer_store.c; the WAL does not parse them */
     WAL_ACK = 2,
     WAL_CONSUMER = 3,
     WAL_CONSUMER_END = 4,
     WAL_IDS = 5,
     WAL_CONSUMER_LEAVE = 6,
-    WAL_TIME = 8, /* see broker/timeline.h */
-    WAL_PAD = 15  /* fills a block; takes no LSN (it carries the LSN of the next record); never passed to a visitor */
+    WAL_TIME = 8,     /* see broker/timeline.h */
+    WAL_SESSION = 12, /* see broker/session_store.c */
+    WAL_PAD = 15      /* fills a block; takes no LSN (it carries the LSN of the next record); never passed to a visitor */
 };
 
 typedef struct wal_config {
