@@ -21,7 +21,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-bare test-bare-ci test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help js run test test-bare test-bare-ci test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -184,6 +184,14 @@ coverage: $(VENV)/.test ## measure how much of the C core the tests run: a table
 	$(CURDIR)/$(PY) -m pytest -q -n auto -m 'not slow' --basetemp=$(CURDIR)/$(COVERAGE)/tmp \
 	$(addprefix --ignore=tests/,$(WITHOUT_COUNTS)) $(ARGS); status=$$?; \
 	cd $(CURDIR) && $(PY) tests/core_coverage.py $(COVERAGE) && exit $$status
+
+# ---- clients ----------------------------------------------------------------------------------------------------------
+
+js: | $(PY) ## make the package of the JavaScript client: dist/blipmq-VERSION.tgz, with types and a bundle
+	@packaging/setup.sh node $(VENV)
+	@rm -rf build/js && mkdir -p build/js dist && tar -cf - -C clients/js --exclude=./node_modules . | tar -xf - -C build/js
+	@cd build/js && export PATH="$(CURDIR)/$(VENV)/lib/node/bin:$$PATH" && npm ci --silent --no-audit --no-fund && \
+	npm pack --silent --pack-destination $(CURDIR)/dist
 
 # ---- dependencies -------------------------------------------------------------------------------------------------------
 

