@@ -20,7 +20,7 @@
 struct queue;
 struct client;
 
-enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT, TIMER_DELIVERY, TIMER_KEEPALIVE };
+enum timer_kind { TIMER_ENTRY, TIMER_CONNECTION, TIMER_ACCEPT, TIMER_DELIVERY, TIMER_KEEPALIVE, TIMER_RETAINED };
 
 /* A timer in the wheel. The kind tells which structure contains it. */
 typedef struct timer {

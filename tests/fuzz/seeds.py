@@ -263,6 +263,24 @@ def routes() -> list[bytes]:
     ]
 
 
+def retained() -> list[bytes]:
+    """See `step` in native/fuzz/fuzz_retained.c."""
+    put, later, replay, go_on, end = 0x42, 0x00, 0x0B, 0x1C, 0x0E
+    values = bytes(chain.from_iterable((put, topic, 0xE4 if topic % 2 else 2, topic) for topic in range(12)))
+    expiring = bytes(chain.from_iterable((put, topic, 1, topic, 3) for topic in range(6)))
+    several = bytes([later, 1, 2, 3, later, 1, 4, 5, 0x44, 0x06, 0x04])
+    ends = bytes([replay, 0]) + bytes([go_on] * 5) + values[:16] + bytes([end] * 14)
+    flows = [
+        values + ends,
+        values + several + ends,
+        expiring + ends + bytes([0x38, 9]),
+        values + bytes([0x0A] * 9) + ends,
+    ]
+    flows.append(values * 12 + bytes([7, 1, 7, 2, 0x0F, 1, 3]) + values + ends)
+    flows.append(bytes(chain.from_iterable((3, topic, how, 1) for topic in range(12) for how in range(4))) + ends)
+    return [limits + flow for flow in flows for limits in (b"\xff\xff", b"\2\4", b"\5\x0a")]
+
+
 def rings() -> list[bytes]:
     return [bytes([size]) + bytes([9, 201, 3, 255, 0, 2] * 20) + bytes(range(256)) for size in range(14)]
 
@@ -305,7 +323,7 @@ def connections() -> list[bytes]:
 
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "frame": frames, "filter": pairs, "log": logs, "wal": logs, "core": steps, "consumer": durable_steps, "restore": records,
-    "route": routes, "ring": rings, "promise": lives, "secure": handshakes, "mqtt_codec": streams,
+    "route": routes, "ring": rings, "promise": lives, "secure": handshakes, "mqtt_codec": streams, "retained": retained,
     "tls": connections, "websocket": websockets,
 }  # fmt: skip
 
