@@ -21,7 +21,7 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help js run test test-bare test-bare-ci test-bare-all test-armv7 slow crash check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help js run test test-bare test-bare-ci test-bare-all test-armv7 slow crash conformance check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -156,6 +156,10 @@ planted: $(VENV)/.test $(CORE) ## plant bugs into copies of the core's source, o
 
 crash: $(VENV)/.test $(CORE) ## test 1,000 kill -9s, 1,000 power cuts and a backlog of a million messages; ARGS='--cycles 100'
 	@PYTHONPATH=tests $(PY) -m crash $(ARGS)
+
+conformance: $(VENV)/.test $(CORE) ## run mosquitto's test scripts for MQTT brokers; ARGS='--broker mosquitto' tests mosquitto itself
+	@packaging/setup.sh conformance
+	@PYTHONPATH=tests $(PY) -m conformance $(ARGS)
 
 fuzz: $(VENV)/.test $(CORE) ## fuzz every parser; FUZZ_SECONDS=20 for each target, ARGS='core py-http' to choose
 	@packaging/setup.sh clang

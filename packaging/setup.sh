@@ -15,6 +15,8 @@
 #   packaging/setup.sh node DIR     Node and npm in DIR/lib/node/bin of virtual environment DIR, for clients/js
 #   packaging/setup.sh browser      a Chromium without a window
 #   packaging/setup.sh deno DIR     deno in virtual environment DIR, which checks and runs TypeScript
+#   packaging/setup.sh conformance  what mosquitto's test scripts need beside Python
+#   packaging/setup.sh mosquitto    mosquitto, and a compiler for the plugins that its test scripts load
 #   packaging/setup.sh netns        ip, unshare and nsenter, for tests with their own network
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run its programs
@@ -193,6 +195,8 @@ armv7)
 curl) programs curl:curl ;;
 openssl) programs openssl:openssl ;;
 browser) programs chromium-headless-shell:chromium-headless-shell ;;
+conformance) programs openssl:openssl ;;
+mosquitto) programs mosquitto:mosquitto make:make cc:gcc && apt_install "the headers of the C library" libc6-dev ;;
 nginx) programs nginx:nginx-light ;;
 flatc) programs flatc:flatbuffers-compiler ;;
 deno)
@@ -216,5 +220,5 @@ node)
     ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | conformance | mosquitto | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
 esac

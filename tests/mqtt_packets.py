@@ -177,22 +177,22 @@ class Reader:
     def rest(self) -> bytes:
         return self.take(len(self.data) - self.at)
 
+    def property(self) -> tuple[int, Any]:
+        identifier = self.number(1)
+        kind = PROPERTIES[identifier][1]
+        if kind == "pair":
+            return identifier, (self.text(), self.text())
+        if kind in ("text", "bytes"):
+            return identifier, self.text()
+        if kind == "variable":
+            return identifier, self.variable()
+        return identifier, self.number({"byte": 1, "u16": 2, "u32": 4}[kind])
+
     def properties(self) -> list[tuple[int, Any]]:
         """In their order."""
-        size = self.variable()
-        inside, found = Reader(self.take(size)), []
-        while inside.at < size:
-            identifier = inside.number(1)
-            kind = PROPERTIES[identifier][1]
-            if kind == "pair":
-                value: Any = (inside.text(), inside.text())
-            elif kind in ("text", "bytes"):
-                value = inside.text()
-            elif kind == "variable":
-                value = inside.variable()
-            else:
-                value = inside.number({"byte": 1, "u16": 2, "u32": 4}[kind])
-            found.append((identifier, value))
+        inside, found = Reader(self.take(self.variable())), []
+        while inside.at < len(inside.data):
+            found.append(inside.property())
         return found
 
 
