@@ -5,8 +5,8 @@ import os
 
 import pytest
 from stepped import SocketClient
+from toy import ALERT, DATA, HANDSHAKE, Records, Toy, ToyBench
 from toy import CLOSE as CLOSE_NOTIFY
-from toy import DATA, HANDSHAKE, Records, Toy, ToyBench
 from websocket_peer import CLOSE, PING, PONG, WebSocketClient, close, frame, request
 
 from blipmq.wire import frames as wire
@@ -184,3 +184,19 @@ def test_nothing_is_left_of_closed_clients(toy):
         stats = bench.stats()
         assert (stats["websockets"], stats["connections"], stats["secure_open"]) == (0, 0, 0)
     assert toy.alive == 0
+
+
+@pytest.mark.parametrize("upgraded", [False, True])
+def test_a_record_that_cannot_be_decrypted_ends_the_connection_without_work(toy, upgraded):
+    """Its Close cannot be encrypted any more, so nothing waits for it."""
+    with ToyBench(toy) as bench:
+        client = dial(bench).shake(b"", b"")
+        if upgraded:
+            client.upgrade().hello().subscribe("a")
+        SocketClient.send_bytes(client, b"\xff\x00\x01x")
+        bench.settle()
+        client.read_all()
+        assert client.kinds[-1] == ALERT
+        assert client.eof
+        bench.settle(1100)
+        assert bench.stats()["connections"] == 0

@@ -198,9 +198,10 @@ static void secure_flush(net_t *net, connection_t *connection) {
     secure_t *secure = connection->secure;
     if (connection->away || connection->send_error) return;
     if (secure && secure->unsent_size) send_unsent(net, connection);
-    if (secure && secure->failed)
+    if (secure && secure->failed) {
         net->broker.stats.dropped_disconnect += queue_clear(&connection->client.queue, &net->broker.queues, UINT32_MAX);
-    else if (secure_is_open(connection) && !secure->unsent_size && !secure->stalled && !connection->send_error) {
+        if (connection->websocket) websocket_output_drop(net, connection);
+    } else if (secure_is_open(connection) && !secure->unsent_size && !secure->stalled && !connection->send_error) {
         if (output_left(connection)) encrypt_batch(net, connection);
         if (connection->state == CONNECTION_CLOSING && !output_left(connection) && !secure->unsent_size && !secure->ended)
             end_output(net, connection);

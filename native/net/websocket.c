@@ -143,6 +143,13 @@ static bool rest_add(net_t *net, connection_t *connection, const uint8_t *bytes,
     return true;
 }
 
+void websocket_output_drop(net_t *net, connection_t *connection) {
+    websocket_t *websocket = connection->websocket;
+    rest_free(net, websocket);
+    websocket->close_sent = true;
+    websocket->pong_due = false;
+}
+
 /* The connection is closing, so a Close follows the last output. */
 static bool close_due(const connection_t *connection) {
     return connection->state == CONNECTION_CLOSING && connection->websocket->state != WEBSOCKET_HANDSHAKE &&

@@ -54,6 +54,7 @@ void websocket_received(struct net *net, connection_t *connection, uint8_t *byte
 int websocket_gather(struct net *net, connection_t *connection, struct iovec *parts, uint64_t *bytes);
 uint64_t websocket_sent(struct net *net, connection_t *connection, uint64_t bytes); /* returns the bytes that leave the queue */
 bool websocket_output_left(const connection_t *connection);
+void websocket_output_drop(struct net *net, connection_t *connection); /* nothing can be sent to a closing connection any more */
 
 /* For the end of a connection. A connection that is closing sends a Close as its last output. websocket_last_words: it is closed
  * at once; send a Close if the transport takes it. */
