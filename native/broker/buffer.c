@@ -67,6 +67,8 @@ static uint8_t *reserve_in(buffer_store_t *store, buffer_t **slot, uint32_t size
     return buffer->bytes + buffer->used;
 }
 
+void buffer_let_go(buffer_store_t *store, buffer_t *buffer) { buffer_unref(store, buffer); }
+
 uint8_t *buffer_reserve(buffer_store_t *store, uint32_t size) { return reserve_in(store, &store->open, size); }
 
 void buffer_link(buffer_t *buffer, queue_entry_t *entry) {

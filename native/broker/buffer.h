@@ -4,8 +4,8 @@
  *                 ^------- entry of queue A
  *                        ^------------- entry of queue B
  *
- * Invariant: a buffer exists while refs > 0: one reference while it is open for appends, and one per queue entry that points
- * into it. live_bytes is the sum of its entries' sizes (a byte in three queues counts three times). Below a quarter of the
+ * Invariant: a buffer exists while refs > 0: one reference while it is open for appends, one per queue entry that points into
+ * it, and one per hold. live_bytes is the sum of its entries' sizes (a byte in three queues counts three times). Below a quarter of the
  * capacity, copying the entries out costs less than keeping the buffer, so the buffer goes on the compaction list.
  */
 #ifndef BQ_BUFFER_H
@@ -47,6 +47,10 @@ static inline void buffer_commit(buffer_store_t *store, uint32_t size) {
     core_assert(size <= store->open->capacity - store->open->used);
     store->open->used += size;
 }
+
+/* A hold keeps a buffer that has no entry yet. */
+static inline void buffer_hold(buffer_t *buffer) { buffer->refs++; }
+void buffer_let_go(buffer_store_t *store, buffer_t *buffer);
 
 /* Call these when an entry is added, removed or becomes smaller. */
 void buffer_link(buffer_t *buffer, struct queue_entry *entry);

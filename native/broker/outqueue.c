@@ -193,7 +193,7 @@ static void make_room(queue_t *queue, queue_env_t *env, uint32_t messages, uint6
     }
 }
 
-static void count_refused(queue_t *queue, queue_env_t *env, uint32_t messages) {
+void queue_refuse(queue_t *queue, queue_env_t *env, uint32_t messages) {
     queue->enqueued += messages;
     env->stats->enqueued += messages;
     count_overflow(queue, env, messages);
@@ -236,10 +236,10 @@ static bool push_fitting(queue_t *queue, queue_env_t *env, queue_run_t run) {
         if (part.count) pushed &= queue_push(queue, env, &part);
         run_cut_front(&run, part.count, part.size);
         if (!run.count) return pushed;
-        count_refused(queue, env, 1);
+        queue_refuse(queue, env, 1);
         run_cut_front(&run, 1, frame_size_at(queue, run.buffer, run.offset));
     }
-    count_refused(queue, env, run.count);
+    queue_refuse(queue, env, run.count);
     return pushed;
 }
 
@@ -251,7 +251,7 @@ bool queue_push_dropping(queue_t *queue, queue_env_t *env, const queue_run_t *ru
     /* Only a partly sent frame can still take room. It must be completed, so the oldest messages of the run are dropped. */
     while (part.count && !queue_fits(queue, env, part.count, part.size))
         run_cut_front(&part, 1, frame_size_at(queue, part.buffer, part.offset));
-    count_refused(queue, env, run->count - part.count);
+    queue_refuse(queue, env, run->count - part.count);
     return part.count == 0 || queue_push(queue, env, &part);
 }
 

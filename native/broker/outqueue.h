@@ -88,6 +88,9 @@ static inline bool queue_fits(const queue_t *queue, const queue_env_t *env, uint
 /* Appends a run, or control data (count 0, not counted as messages). False: no memory; the messages are counted as dropped. */
 bool queue_push(queue_t *queue, queue_env_t *env, const queue_run_t *run);
 
+/* Counts messages of a run that could not be appended. */
+void queue_refuse(queue_t *queue, queue_env_t *env, uint32_t messages);
+
 /* Appends one QoS 1 delivery, which its consumer keeps as `hold`. False: no memory; nothing has changed. */
 bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, queue_entry_t *hold);
 

@@ -1,7 +1,8 @@
 /* broker/publish.c: from a publish to the queues of its subscribers.
  *
  * Frames are encoded once into the open buffer and collected in a run. A run is appended to each queue as one entry. So the work
- * per subscriber is done per run, not per message.
+ * per subscriber is done per run, not per message. A run has the encoding of its topic. If some targets have others, its messages
+ * are encoded again when it is given to the first such target (run_forms_t).
  *
  * Invariants: the open run has one topic, whose targets do not change while the run is open: net/ closes it before the routes
  * change and before other data is appended. No function of broker/ sends: where a full queue must be drained, it sets
@@ -97,40 +98,115 @@ static client_t *group_member(broker_t *broker, consumer_t *consumer, uint32_t m
     return first;
 }
 
-/* The queue group at `index` among the topic's consumers appends the run to one live member. With `all`, a QoS 1 group gets it
- * too. False: a member must be drained first. */
-static bool push_to_group(broker_t *broker, const topic_t *topic, uint32_t index, const queue_run_t *run, bool all) {
-    bool room;
-    consumer_t *consumer = topic->consumers[index]->consumer;
-    if (!consumer->grouped || !(all || !consumer->qos)) return true;
-    client_t *target = group_member(broker, consumer, run->count, run->size, &room);
-    if (target) return push_to(broker, target, run, FLUSH_NARROW);
-    return !broker->full;
-}
+/* ---- receivers with different encodings -------------------------------------------------------------------------- */
 
-static NOINLINE bool give_wide(broker_t *broker, const topic_t *topic, const queue_run_t *run) {
-    uint32_t *given = &broker->open.given;
-    for (; *given < topic->target_count; ++*given) {
-        client_t *target = topic->targets[*given];
-        if (BQ_LIKELY(target->live) && !push_to(broker, target, run, FLUSH_WIDE)) return false;
+/* Messages to give to receivers: a run in the encoding of its topic, or a stored message. */
+typedef struct run_source {
+    const queue_run_t *run;
+    topic_t *topic;
+    run_forms_t *forms;
+    enum encoding encoding;
+    bool stored; /* with QoS 1: every receiver needs a form */
+} run_source_t;
+
+static NOINLINE bool form_make(broker_t *broker, const run_source_t *source, enum encoding encoding, queue_run_t *form) {
+    const uint8_t *header = route_header(broker->routes, source->topic, encoding);
+    uint8_t *const begin = header ? buffer_reserve(&broker->buffers, source->run->size) : NULL, *out = begin;
+    if (!begin) return false;
+    const uint8_t *from = source->run->buffer->bytes + source->run->offset;
+    for (uint32_t i = 0; i < source->run->count; i++) {
+        message_t message;
+        encoding_read(source->encoding, from, &message);
+        out += encoding_write(encoding, out, header, &message);
+        from += encoded_size(source->encoding, from);
     }
-    broker->stats.work += (uint64_t)topic->target_count * (WORK_WIDE - 1);
+    core_assert(out - begin <= (ptrdiff_t)source->run->size); /* see enum encoding */
+    *form = *source->run;
+    form->buffer = broker->buffers.open;
+    form->offset = broker->buffers.open->used;
+    form->size = (uint32_t)(out - begin);
+    buffer_commit(&broker->buffers, form->size);
+    broker->stats.work += form->count;
     return true;
 }
 
-static NOINLINE bool give_to_groups(broker_t *broker, const topic_t *topic, const queue_run_t *run) {
+/* A form may begin in a new buffer, so the buffers of the source and of all forms are held. NULL: no memory. */
+static NOINLINE const queue_run_t *form_find(broker_t *broker, const run_source_t *source, enum encoding encoding) {
+    run_forms_t *forms = source->forms;
+    queue_run_t *form = &forms->runs[encoding];
+    if (forms->made >> encoding & 1) return form;
+    if (!forms->made) buffer_hold(forms->source = source->run->buffer);
+    forms->made |= (uint8_t)(1u << ENCODINGS);
+    if (!form_make(broker, source, encoding, form)) return NULL;
+    buffer_hold(form->buffer);
+    forms->made |= (uint8_t)(1u << encoding);
+    return form;
+}
+
+static NOINLINE void forms_end(broker_t *broker, run_forms_t *forms) {
+    for (uint32_t i = 0; i < ENCODINGS; i++)
+        if (forms->made >> i & 1) buffer_let_go(&broker->buffers, forms->runs[i].buffer);
+    buffer_let_go(&broker->buffers, forms->source);
+    forms->made = 0;
+}
+
+/* Appends the messages to one subscriber's queue, in its encoding. False: as push_to. */
+static bool push_form(broker_t *broker, client_t *target, const run_source_t *source, enum flush_order order) {
+    const queue_run_t *run = source->run;
+    if (source->stored || target->queue.encoding != source->encoding) run = form_find(broker, source, target->queue.encoding);
+    if (BQ_LIKELY(run != NULL)) return push_to(broker, target, run, order);
+    queue_refuse(&target->queue, &broker->queues, source->run->count);
+    return true;
+}
+
+/* The queue group at `index` among the topic's consumers appends the messages to one live member. With `all`, a QoS 1 group gets
+ * them too. False: a member must be drained first. */
+static bool push_to_group(broker_t *broker, uint32_t index, const run_source_t *source, bool all) {
+    bool room;
+    consumer_t *consumer = source->topic->consumers[index]->consumer;
+    if (!consumer->grouped || !(all || !consumer->qos)) return true;
+    client_t *target = group_member(broker, consumer, source->run->count, source->run->size, &room);
+    if (target) return push_form(broker, target, source, FLUSH_NARROW);
+    return !broker->full;
+}
+
+static bool give_wide(broker_t *broker, const run_source_t *source) {
+    const topic_t *topic = source->topic;
+    const enum flush_order order = topic->target_count > WIDE_TARGETS;
+    uint32_t *given = &broker->open.given;
+    if (*given >= topic->target_count) return true;
+    for (; *given < topic->target_count; ++*given) {
+        client_t *target = topic->targets[*given];
+        if (BQ_LIKELY(target->live) && !push_form(broker, target, source, order)) return false;
+    }
+    if (order) broker->stats.work += (uint64_t)topic->target_count * (WORK_WIDE - 1);
+    return true;
+}
+
+static bool give_to_groups(broker_t *broker, const run_source_t *source) {
+    const topic_t *topic = source->topic;
     uint32_t *given = &broker->open.given; /* it goes on counting behind the targets */
     if (*given < topic->target_count) *given = topic->target_count;
     for (; *given < topic->target_count + topic->consumer_count; ++*given)
-        if (!push_to_group(broker, topic, *given - topic->target_count, run, true)) return false;
+        if (!push_to_group(broker, *given - topic->target_count, source, true)) return false;
+    return true;
+}
+
+static NOINLINE bool give_otherwise(broker_t *broker) {
+    publish_run_t *open = &broker->open;
+    const run_source_t source = {
+        .run = &open->run, .topic = open->topic, .forms = &open->forms, .encoding = open->topic->encoding};
+    if (!give_wide(broker, &source)) return false;
+    if (source.topic->grouped && !give_to_groups(broker, &source)) return false;
+    if (open->forms.made) forms_end(broker, &open->forms);
     return true;
 }
 
 bool publish_run_give(broker_t *broker) {
     const queue_run_t *run = &broker->open.run;
     const topic_t *topic = broker->open.topic;
-    if (BQ_UNLIKELY(topic->target_count > WIDE_TARGETS)) {
-        if (!give_wide(broker, topic, run)) return false;
+    if (BQ_UNLIKELY(topic->wide)) {
+        if (!give_otherwise(broker)) return false;
     } else {
         for (uint32_t i = broker->open.given; i < topic->target_count; i++) {
             client_t *target = topic->targets[i];
@@ -140,7 +216,6 @@ bool publish_run_give(broker_t *broker) {
             }
         }
     }
-    if (BQ_UNLIKELY(topic->grouped) && !give_to_groups(broker, topic, run)) return false;
     broker->stats.work += topic->target_count;
     broker->open.run.buffer = NULL;
     broker->open.topic = NULL;
@@ -198,7 +273,7 @@ static enum publish_outcome room_for_run(broker_t *broker, const topic_t *topic,
 }
 
 /* BLOCKED: *blocker is the list to wait in. FULL: as in publish. */
-static enum publish_outcome run_open(broker_t *broker, topic_t *topic, uint64_t tick, uint32_t size, wait_list_t **blocker) {
+static enum publish_outcome run_open(broker_t *broker, topic_t *topic, uint64_t ttl_ms, uint32_t size, wait_list_t **blocker) {
     /* A run fits an empty queue, so that a subscriber that keeps up loses nothing, for any limits and batch size. */
     const bq_config_t *config = &broker->config;
     uint32_t count_max = config->max_batch < config->subscriber_messages ? config->max_batch : config->subscriber_messages;
@@ -210,58 +285,113 @@ static enum publish_outcome run_open(broker_t *broker, topic_t *topic, uint64_t 
         if (room != PUBLISH_DONE) return room;
     }
     if (topic->grouped) count_max = 1; /* members get messages in turn, one by one */
-    buffer_t *buffer = broker->buffers.open;
-    broker->open = (publish_run_t){.topic = topic, .count_max = count_max, .size_max = size_max > size ? size_max : size};
-    broker->open.run = (queue_run_t){.buffer = buffer, .offset = buffer->used, .tick = tick};
+    publish_run_t *open = &broker->open;
+    open->topic = topic;
+    open->ttl_ms = ttl_ms;
+    open->given = 0;
+    open->count_max = count_max;
+    open->size_max = size_max > size ? size_max : size;
+    const uint64_t tick = publish_expiry_tick(broker, broker->now_ms, ttl_ms);
+    open->run = (queue_run_t){.buffer = broker->buffers.open, .offset = broker->buffers.open->used, .tick = tick};
     return PUBLISH_DONE;
 }
 
 /* Whether a frame of `size` bytes can be added to the open run. */
-static inline bool run_takes(const publish_run_t *open, const topic_t *topic, uint64_t tick, uint32_t size) {
-    return open->run.buffer && open->topic == topic && open->run.tick == tick && open->run.count < open->count_max &&
+static inline bool run_takes(const publish_run_t *open, const topic_t *topic, uint64_t ttl_ms, uint32_t size) {
+    return open->run.buffer && open->topic == topic && open->ttl_ms == ttl_ms && open->run.count < open->count_max &&
            size <= open->size_max - open->run.size && size <= open->run.buffer->capacity - open->run.buffer->used;
 }
 
 /* Opens a new run for a frame that does not fit the open one. NOINLINE keeps the fast path short. */
-static NOINLINE enum publish_outcome run_change(broker_t *broker, topic_t *topic, uint64_t tick, uint32_t size,
+static NOINLINE enum publish_outcome run_change(broker_t *broker, topic_t *topic, uint64_t ttl_ms, uint32_t size,
                                                 wait_list_t **blocker) {
     if (broker->open.run.buffer && !publish_run_give(broker)) return PUBLISH_FULL;
     if (!buffer_reserve(&broker->buffers, size)) return PUBLISH_NO_MEMORY;
-    return run_open(broker, topic, tick, size, blocker);
+    return run_open(broker, topic, ttl_ms, size, blocker);
 }
 
+/* Appends the message to the open run. */
 static inline void frame_append(broker_t *broker, const topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms) {
     queue_run_t *run = &broker->open.run;
     uint8_t *out = run->buffer->bytes + run->buffer->used;
-    memcpy(out, topic->header, topic->header_size);
-    header_patch(out, topic->header_size, broker->next_message_id, broker->wall_ms, ttl_ms, size);
-    if (size) memcpy(out + topic->header_size, payload, size);
-    buffer_commit(&broker->buffers, topic->header_size + size);
-    run->size += topic->header_size + size;
+    memcpy(out, topic->header, topic->overhead);
+    header_patch(out, topic->overhead, broker->next_message_id, broker->wall_ms, ttl_ms, size);
+    if (size) memcpy(out + topic->overhead, payload, size);
+    buffer_commit(&broker->buffers, topic->overhead + size);
+    run->size += topic->overhead + size;
     run->count++;
+}
+
+/* The same in any encoding, with properties. */
+static NOINLINE void message_append(broker_t *broker, const topic_t *topic, const message_t *from, uint64_t ttl_ms) {
+    queue_run_t *run = &broker->open.run;
+    message_t message = *from;
+    message.topic = topic->name;
+    message.topic_size = topic->name_size;
+    message.id = broker->next_message_id;
+    message.timestamp_ms = broker->wall_ms;
+    message.ttl_ms = ttl_ms;
+    uint32_t size = encoding_write(topic->encoding, run->buffer->bytes + run->buffer->used, topic->header, &message);
+    buffer_commit(&broker->buffers, size);
+    run->size += size;
+    run->count++;
+}
+
+static NOINLINE enum publish_outcome topic_resolve(broker_t *broker, topic_t *topic) {
+    if (broker->open.run.buffer && !publish_run_give(broker)) return PUBLISH_FULL;
+    enum route_outcome outcome = route_resolve(broker->routes, topic, share_units(broker));
+    if (outcome == ROUTE_READY) return PUBLISH_DONE;
+    return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
+}
+
+static inline void count_published(broker_t *broker, uint32_t size) {
+    broker->next_message_id++;
+    broker->stats.published++;
+    broker->stats.published_bytes += size;
 }
 
 enum publish_outcome publish(broker_t *broker, topic_t *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                              wait_list_t **blocker) {
     ttl_ms = publish_ttl_ms(broker, ttl_ms);
-    uint64_t tick = publish_expiry_tick(broker, broker->now_ms, ttl_ms);
     if (BQ_UNLIKELY(!route_is_current(broker->routes, topic))) {
-        if (broker->open.run.buffer && !publish_run_give(broker)) return PUBLISH_FULL;
-        enum route_outcome outcome = route_resolve(broker->routes, topic, share_units(broker));
-        if (outcome != ROUTE_READY) return outcome == ROUTE_LATER ? PUBLISH_LATER : PUBLISH_NO_MEMORY;
+        enum publish_outcome outcome = topic_resolve(broker, topic);
+        if (outcome != PUBLISH_DONE) return outcome;
     }
     if (topic->target_count || topic->grouped) {
-        if (BQ_UNLIKELY(!run_takes(&broker->open, topic, tick, topic->header_size + size))) {
-            enum publish_outcome outcome = run_change(broker, topic, tick, topic->header_size + size, blocker);
+        if (BQ_UNLIKELY(!run_takes(&broker->open, topic, ttl_ms, topic->overhead + size))) {
+            enum publish_outcome outcome = run_change(broker, topic, ttl_ms, topic->overhead + size, blocker);
             if (outcome != PUBLISH_DONE) return outcome;
         }
-        frame_append(broker, topic, payload, size, ttl_ms);
+        if (BQ_LIKELY(topic->encoding == ENCODING_BLIP))
+            frame_append(broker, topic, payload, size, ttl_ms);
+        else
+            message_append(broker, topic, &(message_t){.payload = payload, .payload_size = size}, ttl_ms);
     } else {
         broker->stats.unrouted++;
     }
-    broker->next_message_id++;
-    broker->stats.published++;
-    broker->stats.published_bytes += size;
+    count_published(broker, size);
+    return PUBLISH_DONE;
+}
+
+/* A message with properties is a run of its own. */
+enum publish_outcome publish_message(broker_t *broker, topic_t *topic, const message_t *message, wait_list_t **blocker) {
+    const uint64_t ttl_ms = publish_ttl_ms(broker, message->ttl_ms);
+    enum publish_outcome outcome = PUBLISH_DONE;
+    if (BQ_LIKELY(!message->properties_size))
+        return publish(broker, topic, message->payload, message->payload_size, message->ttl_ms, blocker);
+    if (!route_is_current(broker->routes, topic)) outcome = topic_resolve(broker, topic);
+    if (outcome != PUBLISH_DONE) return outcome;
+    if (topic->target_count || topic->grouped) {
+        const uint32_t size =
+            encoding_overhead(topic->encoding, topic->name_size, message->properties_size) + message->payload_size;
+        outcome = run_change(broker, topic, ttl_ms, size, blocker);
+        if (outcome != PUBLISH_DONE) return outcome;
+        broker->open.count_max = 1;
+        message_append(broker, topic, message, ttl_ms);
+    } else {
+        broker->stats.unrouted++;
+    }
+    count_published(broker, message->payload_size);
     return PUBLISH_DONE;
 }
 
@@ -272,7 +402,7 @@ enum publish_outcome publish_room(broker_t *broker, const topic_t *topic, uint32
     wait_list_t *blocker;
     uint32_t count_max = UINT32_MAX, size_max = UINT32_MAX;
     broker->stats.work += topic->target_count;
-    return room_for_run(broker, topic, topic->header_size + size, &count_max, &size_max, &blocker);
+    return room_for_run(broker, topic, topic->overhead + size, &count_max, &size_max, &blocker);
 }
 
 /* The first target from `i` on that has not received this message through a QoS 1 consumer. */
@@ -285,29 +415,19 @@ static uint32_t next_unserved(const topic_t *topic, const pending_commit_t *pend
     return i;
 }
 
-static uint32_t pending_size(const topic_t *topic, const pending_commit_t *pending) {
-    return pending->properties_size ? pending->hold.size : topic->header_size + pending->payload_size;
-}
-
-/* Encodes the message again for QoS 0 subscribers. False: no memory. */
-static bool pending_encode(broker_t *broker, const topic_t *topic, const pending_commit_t *pending, queue_run_t *run) {
-    uint32_t size = pending_size(topic, pending);
-    uint8_t *out = shared_reserve(broker, size);
-    if (!out) return false;
-    if (pending->properties_size) {
-        memcpy(out, pending_bytes_at(pending), size);
-        message_mark_qos0(out);
-    } else {
-        memcpy(out, topic->header, topic->header_size);
-        header_patch(out, topic->header_size, pending->id, pending->timestamp_ms, pending->ttl_ms, pending->payload_size);
-        if (pending->payload_size) memcpy(out + topic->header_size, pending_message(pending).payload, pending->payload_size);
+static bool give_stored(broker_t *broker, const run_source_t *source, const pending_commit_t *pending, uint32_t i) {
+    const topic_t *topic = source->topic;
+    const enum flush_order order = topic->target_count > WIDE_TARGETS;
+    uint32_t *given = &broker->dispatch.given;
+    for (; i < topic->target_count; i = next_unserved(topic, pending, i + 1)) {
+        *given = i;
+        if (!push_form(broker, topic->targets[i], source, order)) return false;
     }
-    *run = (queue_run_t){.buffer = broker->buffers.open,
-                         .offset = broker->buffers.open->used,
-                         .size = size,
-                         .count = 1,
-                         .tick = pending->expiry_tick};
-    buffer_commit(&broker->buffers, size);
+    for (i = *given > topic->target_count ? *given : topic->target_count;
+         topic->grouped && i < topic->target_count + topic->consumer_count; i++) {
+        *given = i;
+        if (!push_to_group(broker, i - topic->target_count, source, pending->kind == PENDING_FOLLOW)) return false;
+    }
     return true;
 }
 
@@ -316,20 +436,19 @@ static bool pending_encode(broker_t *broker, const topic_t *topic, const pending
  * have the message; it encodes the message again, for the others. Usually all subscribers have the message through their
  * consumers, and nothing is encoded. */
 bool publish_pending(broker_t *broker, topic_t *topic, const pending_commit_t *pending) {
-    queue_run_t run;
     uint32_t *given = &broker->dispatch.given, i = next_unserved(topic, pending, *given);
     broker->stats.work += topic->target_count;
     if (i >= topic->target_count && !topic->grouped) return true;
-    if (!pending_encode(broker, topic, pending, &run)) return true; /* out of memory: QoS 0 subscribers may lose the message */
-    const enum flush_order order = topic->target_count > WIDE_TARGETS;
-    for (; i < topic->target_count; i = next_unserved(topic, pending, i + 1)) {
-        *given = i;
-        if (!push_to(broker, topic->targets[i], &run, order)) return false;
-    }
-    for (i = *given > topic->target_count ? *given : topic->target_count;
-         topic->grouped && i < topic->target_count + topic->consumer_count; i++) {
-        *given = i;
-        if (!push_to_group(broker, topic, i - topic->target_count, &run, pending->kind == PENDING_FOLLOW)) return false;
-    }
-    return true;
+    publish_run_closed(broker);
+    const queue_run_t run = {.buffer = pending->hold.buffer,
+                             .offset = pending->hold.offset,
+                             .size = pending->hold.size,
+                             .count = 1,
+                             .tick = pending->expiry_tick};
+    run_forms_t forms;
+    forms.made = 0;
+    const run_source_t source = {.run = &run, .topic = topic, .forms = &forms, .encoding = ENCODING_BLIP, .stored = true};
+    const bool done = give_stored(broker, &source, pending, i);
+    if (forms.made) forms_end(broker, &forms);
+    return done;
 }

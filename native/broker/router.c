@@ -1,10 +1,10 @@
 /* broker/router.c: see broker/router.h for the picture and the invariant. */
 #include "broker/router.h"
-#include "proto/encoding.h"
 #include "broker/trie.h"
 #include "broker/client.h"
 #include "broker/consumer.h"
 #include "broker/session.h"
+#include "broker/work.h"
 
 #define FILTER_TABLE_SIZE_MIN 256u
 #define TOPIC_CHUNK 64u
@@ -20,6 +20,7 @@ typedef struct filter {
     client_t **members; /* parallel to subscriptions; a literal topic can use this array as its targets */
     subscription_t **subscriptions;
     uint32_t count, capacity;
+    uint32_t members_of[ENCODINGS]; /* number of members with each encoding */
     consumer_filter_t **consumers;
     uint32_t consumer_count, consumer_capacity;
     int syntax;        /* 0 literal, 1 dot, 2 slash */
@@ -125,6 +126,7 @@ static void targets_drop(routes_t *routes, topic_t *topic) {
     topic->consumers = NULL;
     topic->target_count = topic->target_capacity = topic->consumer_count = topic->consumer_capacity = 0;
     topic->grouped = topic->folded = false;
+    topic->encodings = 0;
     topic->stale = true;
 }
 
@@ -137,8 +139,9 @@ static void topic_forget(routes_t *routes, topic_t *topic) {
     while (*at != topic) at = &(*at)->chain;
     *at = topic->chain;
     targets_drop(routes, topic);
-    pool_free(routes->pool, topic->header, topic->header_size);
-    topic->header = NULL;
+    for (uint32_t i = 0; i < ENCODINGS; i++)
+        pool_free(routes->pool, topic->headers[i], encoding_template_size(i, topic->name_size));
+    pool_free(routes->pool, topic->name, topic->name_size);
     topic->name_size = 0;
     routes->counts.topics--;
 }
@@ -181,19 +184,11 @@ static topic_t *topic_lookup(const routes_t *routes, uint64_t hash, const uint8_
 static topic_t *topic_enter(routes_t *routes, uint64_t hash, const uint8_t *name, uint32_t size) {
     topic_t *topic = slot_find(routes);
     if (!topic) return NULL;
-    uint32_t header_size = header_template_size(size);
-    uint8_t *header = pool_alloc(routes->pool, header_size);
-    if (!header) return NULL;
-    header_template_write(header, name, size);
+    uint8_t *kept = pool_alloc(routes->pool, size);
+    if (!kept) return NULL;
+    memcpy(kept, name, size);
     topic_t **head = &routes->topics[hash & (routes->topics_size - 1)];
-    *topic = (topic_t){.hash = hash,
-                       .chain = *head,
-                       .header = header,
-                       .header_size = header_size,
-                       .name_size = size,
-                       .stale = true,
-                       .serial = ++routes->serial};
-    topic->name = header_template_topic(header);
+    *topic = (topic_t){.hash = hash, .chain = *head, .name = kept, .name_size = size, .stale = true, .serial = ++routes->serial};
     *head = topic;
     routes->counts.topics++;
     return topic;
@@ -218,6 +213,14 @@ topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint3
     topic = topic_enter(routes, hash, name, size);
     if (!topic) *error = BQ_E_MEMORY;
     return topic;
+}
+
+const uint8_t *route_header(routes_t *routes, topic_t *topic, enum encoding encoding) {
+    uint8_t **header = &topic->headers[encoding];
+    if (*header) return *header;
+    *header = pool_alloc(routes->pool, encoding_template_size(encoding, topic->name_size));
+    if (*header) encoding_template_write(encoding, *header, topic->name, topic->name_size);
+    return *header;
 }
 
 /* ---- filters ----------------------------------------------------------------------------------------------------- */
@@ -370,6 +373,7 @@ int route_subscribe(routes_t *routes, client_t *client, subscription_t **list, c
     *list = subscription;
     filter->members[filter->count] = client;
     filter->subscriptions[filter->count++] = subscription;
+    filter->members_of[client->queue.encoding]++;
     routes->counts.subscriptions++;
     return 1;
 }
@@ -378,7 +382,9 @@ void route_leave(routes_t *routes, subscription_t *subscription) {
     filter_t *filter = subscription->filter;
     *routes->work += 2;
     filter_changed(routes, filter);
-    uint32_t last = --filter->count;
+    uint32_t last = --filter->count, *same = &filter->members_of[subscription->client->queue.encoding];
+    core_assert(*same); /* the encoding of a client with subscriptions does not change */
+    --*same;
     filter->members[subscription->index] = filter->members[last];
     filter->subscriptions[subscription->index] = filter->subscriptions[last];
     filter->subscriptions[subscription->index]->index = subscription->index;
@@ -524,6 +530,11 @@ static NOINLINE bool consumers_fold(routes_t *routes, topic_t *topic) {
     return true;
 }
 
+static void merge_encodings(topic_t *topic, const filter_t *filter) {
+    for (uint32_t i = 0; i < ENCODINGS; i++)
+        if (filter->members_of[i]) topic->encodings |= (uint8_t)(1u << i);
+}
+
 /* Adds the filter's consumers and members to the topic. Each connection is added once. */
 static bool merge_filter(void *context, filter_t *filter) {
     merge_t *merge = context;
@@ -536,6 +547,7 @@ static bool merge_filter(void *context, filter_t *filter) {
         merged_reserve(merge->routes, topic->targets, &topic->target_capacity, topic->target_count + filter->count);
     if (!targets) return false;
     topic->targets = targets;
+    merge_encodings(topic, filter);
     for (uint32_t i = 0; i < filter->count; i++) {
         client_t *client = filter->members[i];
         if (client->route_mark == merge->routes->mark) continue;
@@ -604,7 +616,20 @@ static bool search_literal(routes_t *routes, topic_t *topic, merge_t *merge) {
     if (topic->target_capacity) return merge_filter(merge, literal);
     topic->targets = literal->members; /* the only filter: use its array without a copy */
     topic->target_count = literal->count;
+    merge_encodings(topic, literal);
     return !literal->consumer_count || merge_consumers(routes, topic, literal);
+}
+
+/* A topic with a queue group has the first encoding, because its members may change without a search. False: no memory. */
+static bool encoding_choose(routes_t *routes, topic_t *topic) {
+    uint32_t encoding = 0;
+    if (!topic->target_count && !topic->grouped) return true;
+    while (!topic->grouped && !(topic->encodings >> encoding & 1)) encoding++;
+    topic->wide = topic->grouped || topic->target_count > WIDE_TARGETS || topic->encodings >> (encoding + 1);
+    topic->encoding = (uint8_t)encoding;
+    topic->header = route_header(routes, topic, encoding);
+    topic->overhead = encoding_overhead(encoding, topic->name_size, 0);
+    return topic->header != NULL;
 }
 
 /* Each restart because of changed filters doubles the units, so that the search always ends. */
@@ -627,6 +652,7 @@ enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t unit
     if (outcome == TRIE_MORE && !search_keep(routes, topic, &search)) outcome = TRIE_FAILED;
     if (outcome == TRIE_DONE && !search_literal(routes, topic, &merge)) outcome = TRIE_FAILED;
     if (outcome == TRIE_DONE && BQ_UNLIKELY(topic->folded) && !consumers_fold(routes, topic)) outcome = TRIE_FAILED;
+    if (outcome == TRIE_DONE && !encoding_choose(routes, topic)) outcome = TRIE_FAILED;
     *routes->work += all - left;
     topic->cost = before + all - left;
     if (outcome == TRIE_MORE) return ROUTE_LATER;

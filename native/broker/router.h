@@ -2,7 +2,7 @@
  *
  *      filters    "logs.>" -> members, subscriptions          every filter, literal or wildcard, by its text
  *      trie       levels of the wildcard filters, one root per syntax
- *      topics     a bounded cache: topic -> header template of its Message frames, targets
+ *      topics     a bounded cache: topic -> header templates of its messages, targets
  *
  * Invariant: a topic's targets are valid only while route_is_current returns true. A change of a literal filter makes that one
  * topic stale; a change of a wildcard filter makes all topics stale (one generation number). A connection appears in the targets
@@ -17,6 +17,7 @@
 
 #include "base/hash.h"
 #include "base/pool.h"
+#include "proto/encoding.h"
 
 struct client;
 struct consumer;
@@ -54,12 +55,16 @@ typedef struct topic {
     uint32_t target_capacity;      /* 0: the targets belong to a literal filter */
     consumer_filter_t **consumers; /* the filters of consumers that match; those of one consumer follow each other */
     uint32_t consumer_count, consumer_capacity;
-    bool grouped;    /* a consumer is a queue group, which also gets QoS 0 messages */
-    bool folded;     /* a consumer has several filters that match */
-    uint8_t *header; /* header template of a Message up to the payload, with the name */
-    uint32_t header_size;
-    uint32_t name_size;  /* 0: free slot */
-    const uint8_t *name; /* points into the header */
+    bool grouped;          /* a consumer is a queue group, which also gets QoS 0 messages */
+    bool folded;           /* a consumer has several filters that match */
+    bool wide;             /* many targets, a queue group, or targets with an encoding other than `encoding` */
+    uint8_t encodings;     /* bits of the encodings of the targets */
+    uint8_t encoding;      /* enum encoding of its runs: the first one of its targets */
+    const uint8_t *header; /* template of a header in that encoding; NULL: not needed yet */
+    uint32_t overhead;     /* bytes of a message besides its payload in that encoding, at most */
+    uint32_t name_size;    /* 0: free slot */
+    uint8_t *name;
+    uint8_t *headers[ENCODINGS]; /* made when first needed */
     bool stale;
     bool recent;                 /* used since the clock hand passed */
     uint8_t restarts;            /* restarts of the current search, because filters changed */
@@ -121,6 +126,9 @@ topic_t *route_topic(routes_t *routes, const uint8_t *name, uint32_t size, uint3
  * enough; the targets are not valid yet, call again. */
 enum route_outcome { ROUTE_NO_MEMORY, ROUTE_READY, ROUTE_LATER };
 enum route_outcome route_resolve(routes_t *routes, topic_t *topic, uint32_t units);
+
+/* The header template of a topic in one encoding. NULL: no memory. */
+const uint8_t *route_header(routes_t *routes, topic_t *topic, enum encoding encoding);
 
 typedef struct route_counts {
     uint64_t generation; /* first, so that the check can be inlined */

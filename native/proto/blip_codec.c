@@ -219,6 +219,7 @@ enum qos1_at {
     QOS1_REDELIVERED = 65,
     QOS1_PROPERTIES = 68 /* only in messages with properties; the body follows */
 };
+#define QOS1_PROPERTIES_VTABLE 22u /* bytes of the vtable of a message with properties: nine fields */
 enum suback_at { SUBACK_SEQ = 24, SUBACK_TOPIC = 32, SUBACK_INFO = 36, SUBACK_CODE = 40 };
 enum reply_at { REPLY_SEQ = 24, REPLY_ID = 32, REPLY_MESSAGE = 40, REPLY_PAYLOAD = 44, REPLY_CODE = 48 };
 enum frame_type { TYPE_SUBACK, TYPE_MESSAGE, TYPE_REPLY };
@@ -328,6 +329,27 @@ void message_decode(const uint8_t *encoded, message_t *message) {
                            .id = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_ID),
                            .timestamp_ms = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_TIMESTAMP),
                            .ttl_ms = load_u64(encoded + FRAME_HEADER_BYTES + QOS1_TTL)};
+    if (BQ_LIKELY(load_u32(encoded + FRAME_HEADER_BYTES + QOS1_TABLE_AT) != QOS1_PROPERTIES_VTABLE)) return;
+    const uint8_t *properties = qos1_vector(encoded, QOS1_PROPERTIES);
+    message->properties = properties + 4;
+    message->properties_size = load_u32(properties);
+}
+
+void message_read(const uint8_t *encoded, message_t *message) {
+    const uint8_t *buffer = encoded + FRAME_HEADER_BYTES, *topic = header_template_topic(encoded);
+    if (load_u32(buffer) == QOS1_TABLE_AT) {
+        message_decode(encoded, message);
+        return;
+    }
+    const uint32_t topic_size = load_u32(topic - 4);
+    const uint8_t *payload = buffer + message_payload_at(topic_size);
+    *message = (message_t){.topic = topic,
+                           .topic_size = topic_size,
+                           .payload = payload + 4,
+                           .payload_size = load_u32(payload),
+                           .id = load_u64(buffer + MESSAGE_ID),
+                           .timestamp_ms = load_u64(buffer + MESSAGE_TIMESTAMP),
+                           .ttl_ms = load_u64(buffer + MESSAGE_TTL)};
 }
 
 /* Text with its size as in MQTT: 16 bits, big-endian. */

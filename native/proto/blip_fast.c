@@ -102,9 +102,10 @@ NOINLINE uint32_t blip_fast_path(net_t *net, const uint8_t *first, uint32_t size
                                  const bq_view_t *view) {
     enum frame_payload place = frame_payload_place(first + 4, view);
     if (place == PAYLOAD_MIXED || view->payload - first < (ptrdiff_t)PIECE) return 0;
+    if (net->broker.open.topic->encoding != ENCODING_BLIP) return 0;
     publish_model_t model = model_of(first, view, place);
     queue_run_t *run = &net->broker.open.run;
-    const uint32_t header_size = net->broker.open.topic->header_size, count_max = net->broker.open.count_max - run->count;
+    const uint32_t header_size = net->broker.open.topic->overhead, count_max = net->broker.open.count_max - run->count;
     const uint32_t buffer_room = run->buffer->capacity - run->buffer->used;
     if (buffer_room < SLACK) return 0;
     uint32_t room = net->broker.open.size_max - run->size;

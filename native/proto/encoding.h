@@ -21,6 +21,8 @@ typedef struct message {
     uint64_t ttl_ms;       /* 0: no expiry */
 } message_t;
 
+/* In this order: each has all that the ones after it need, and is not smaller. So a message can be encoded again as any later
+ * one, and limits of bytes that hold for the first one hold for all. */
 enum encoding {
     ENCODING_BLIP,   /* a frame of BlipMQ's own protocol: blip_codec.c */
     ENCODING_MQTT_5, /* a PUBLISH packet: mqtt_writer.c */
@@ -40,16 +42,30 @@ static inline uint32_t encoded_size(enum encoding encoding, const uint8_t *encod
     return BQ_LIKELY(encoding == ENCODING_BLIP) ? 4 + load_be32(encoded) : encoded_packet_size(encoded);
 }
 
-/* ---- QoS 1: written for each message ---- */
+/* ---- ENCODING_BLIP, QoS 1 or with properties: written for each message ---- */
 
 uint32_t message_header_size(const message_t *message);      /* bytes before the payload's first byte */
 void message_encode(uint8_t *out, const message_t *message); /* header and payload */
 const uint8_t *message_topic(const uint8_t *encoded);
-void message_decode(const uint8_t *encoded, message_t *message); /* reverse of message_encode, without the properties */
+void message_decode(const uint8_t *encoded, message_t *message); /* reverse of message_encode */
+/* The same for every message in ENCODING_BLIP, also of a header template. */
+void message_read(const uint8_t *encoded, message_t *message);
 void message_mark_redelivered(uint8_t *encoded);
 void message_mark_qos0(uint8_t *encoded); /* for a subscriber with QoS 0, which sends no ACK */
 
-/* ---- QoS 0: the header is the same for all messages of a topic: a header template, copied and patched ---- */
+/* ---- QoS 0, in any encoding ---- */
+
+/* Most of a header is the same for all messages of a topic. `template` is this part. */
+uint32_t encoding_template_size(enum encoding encoding, uint32_t topic_size);
+void encoding_template_write(enum encoding encoding, uint8_t *out, const uint8_t *topic, uint32_t topic_size);
+/* Bytes of a message besides its payload, at most. Exact for ENCODING_BLIP. */
+uint32_t encoding_overhead(enum encoding encoding, uint32_t topic_size, uint32_t properties_size);
+/* Returns the bytes written: header and payload. */
+uint32_t encoding_write(enum encoding encoding, uint8_t *out, const uint8_t *template, const message_t *message);
+/* What a later encoding needs of a message that one of these functions has written. ENCODING_BLIP: QoS 1 too. */
+void encoding_read(enum encoding encoding, const uint8_t *encoded, message_t *message);
+
+/* ---- ENCODING_BLIP, QoS 0: a header template, copied and patched ---- */
 
 uint32_t header_template_size(uint32_t topic_size);                                  /* bytes before the payload's first byte */
 void header_template_write(uint8_t *out, const uint8_t *topic, uint32_t topic_size); /* everything except the values below */

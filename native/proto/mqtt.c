@@ -213,6 +213,7 @@ static void mqtt_welcome(broker_t *broker, client_t *client, uint64_t seq, const
         return;
     }
     connection->hello = true;
+    client->queue.encoding = mqtt->version >= MQTT_5 ? ENCODING_MQTT_5 : ENCODING_MQTT_3;
     connection->keepalive_ms = mqtt->keep_alive_s * SECOND_MS;
     keepalive_begin(net, connection);
 }
