@@ -250,7 +250,7 @@ static uint64_t route_hit(void) {
     const uint64_t operations = 2000000;
     int error;
     for (uint64_t i = 0; i < operations; i++)
-        sink += route_topic(routes, names[i * 7 % TOPICS], name_size, LEVELS_MAX, &error)->header_size;
+        sink += route_topic(routes, names[i * 7 % TOPICS], name_size, LEVELS_MAX, &error)->name_size;
     return operations;
 }
 

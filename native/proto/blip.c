@@ -176,10 +176,11 @@ static enum frame_outcome publish_durably(net_t *net, connection_t *connection, 
 
 /* Full queues that take output are drained first, so that nothing is dropped and nobody waits without need. */
 static enum publish_outcome publish_draining(net_t *net, topic_t *topic, const bq_view_t *view, wait_list_t **blocker) {
+    const message_t message = message_of(view);
     enum publish_outcome outcome;
     do {
         net_drain(net);
-        outcome = publish(&net->broker, topic, view->payload, view->payload_size, view->ttl_ms, blocker);
+        outcome = publish_message(&net->broker, topic, &message, blocker);
     } while (outcome == PUBLISH_FULL);
     drain_end(&net->broker);
     return outcome;
