@@ -185,6 +185,11 @@ static bool unsubscribe(bq_t *bq, connection_t *connection, const record_t *reco
     return true;
 }
 
+static bool granted(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *rows) {
+    const protocol_ops_t *protocol = connection->client.protocol;
+    return !protocol->granted || protocol->granted(&bq->broker, &connection->client, rows, record->data_size);
+}
+
 static void reply(bq_t *bq, connection_t *connection, const record_t *record, const uint8_t *text, const uint8_t *data) {
     const bq_command_t *command = &record->command;
     if (command->flags & BQ_REPLY_DISCARD) connection_discard(&bq->net, connection);
@@ -249,6 +254,7 @@ static bool for_connection(bq_t *bq, const record_t *record, const uint8_t *text
     case BQ_CMD_ADMIT: admit(bq, connection, record, text, data); break;
     case BQ_CMD_SUBSCRIBE: return subscribe(bq, connection, record, text, data); /* these two may wait for the commit */
     case BQ_CMD_UNSUBSCRIBE: return unsubscribe(bq, connection, record, text, data);
+    case BQ_CMD_MQTT_SUBSCRIBE: return granted(bq, connection, record, data);
     case BQ_CMD_REPLY: reply(bq, connection, record, text, data); break;
     default: return true; /* unknown command */
     }

@@ -1,4 +1,4 @@
-"""The C codec of MQTT, called from Python: native/proto/mqtt_*.c as a shared object, with the declarations of its headers.
+"""The C codec of MQTT, called from Python: native/proto/mqtt_*.c as a shared object, with the declarations of their headers.
 
 Invariant: `read` passes each packet in memory of its own, and returns copies.
 """
@@ -17,7 +17,8 @@ from mqtt_rows import TOPIC_MAX
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
 CC = os.environ.get("CC", "cc").split()
-SOURCES = [*sorted((NATIVE / "proto").glob("mqtt_*.c")), NATIVE / "base" / "topic_name.c"]
+CODEC = ("mqtt_codec.c", "mqtt_connect.c", "mqtt_error.c", "mqtt_properties.c", "mqtt_topic.c", "mqtt_writer.c")
+SOURCES = [*(NATIVE / "proto" / name for name in CODEC), NATIVE / "base" / "topic_name.c"]
 HEADERS = [NATIVE / "proto" / name for name in ("mqtt_error.h", "mqtt_properties.h", "mqtt_codec.h")]
 PACKET_MAX = 1 << 20
 # name, reason code's name, phrase of each error, in their order

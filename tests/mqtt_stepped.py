@@ -9,9 +9,11 @@ import socket
 from typing import Any
 
 import mqtt_packets as mqtt
-from stepped import Bench, Client, SocketClient
+from stepped import STALL_FRAMES, WINDOW_BYTES, Bench, Client, SocketClient
 
-from blipmq.native.events import Event, MqttConnect
+from blipmq.native.events import Event, MqttConnect, MqttSubscribe
+
+FILLER = "filler"
 
 
 class Packets:
@@ -63,7 +65,22 @@ class MqttClient(Client):
         return found
 
     def connect(self, **fields: Any) -> list[dict[str, Any]]:
-        return self.say(mqtt.connect(self.version, **fields))
+        name = b"MQIsdp" if self.version == 3 else b"MQTT"
+        return self.say(mqtt.connect(self.version, **{"name": name, **fields}))
+
+    def stall(self, room_bytes: int = 0) -> None:
+        """Stop reading at the end of a packet, with no credit of this client left. It is subscribed to FILLER from now on."""
+        assert self.untaken == 0 and not room_bytes
+        self.say(mqtt.subscribe([(FILLER, 0)], 1, {} if self.version == 5 else None))
+        self.reading = False
+        publisher = self.bench.attach()
+        head = len(mqtt.publish(FILLER, bytes(200), values={} if self.version == 5 else None)) - 200
+        for size in STALL_FRAMES:
+            publisher.publish(FILLER, bytes(size - head))
+            self.bench.settle()
+        assert self.untaken == WINDOW_BYTES
+        self.take_packets()
+        self.bench.close(publisher)
 
 
 class MqttSocketClient(SocketClient):
@@ -101,6 +118,8 @@ class MqttBench(Bench):
     def answer(self, event: Event) -> None:
         if isinstance(event, MqttConnect):
             self.core.mqtt_admit(event.conn, event.client_id)
+        elif isinstance(event, MqttSubscribe):
+            self.core.mqtt_subscribe(event.conn, event.packet_id, [(*each, each[1] & 3) for each in event.filters])
         else:
             super().answer(event)
 

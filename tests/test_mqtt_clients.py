@@ -1,10 +1,11 @@
-"""MQTT clients that people use, against a whole broker: they connect with and without keys, over TCP and TLS.
+"""MQTT clients that people use, against a whole broker: they connect with and without keys, over TCP and TLS, and send messages.
 
 Invariant: each client here is a published one, not of this project.
 """
 
 from __future__ import annotations
 
+import queue
 import signal
 import ssl
 import threading
@@ -18,6 +19,7 @@ from broker_process import BrokerProcess
 from certificates import Authority
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+import blipmq
 from blipmq.auth.keys import add_key, revoke_key
 
 SETTINGS = {"server.bind_addr": "", "mqtt.bind_addr": "127.0.0.1:0", "metrics.bind_addr": ""}
@@ -182,6 +184,33 @@ def test_a_client_over_tls_may_use_its_certificate_in_place_of_a_password(tmp_pa
     context.load_cert_chain(*authority.sign("boiler-1"))
     assert connect(ready["mqtt_tls"], "b", context=context).code == 0
     assert [line["key"] for line in broker.lines("hello")] == ["boiler"]
+    stop(broker)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_messages_go_between_mqtt_clients_and_blipmq_clients(
+    tmp_path: Path, connect: Connect, version: MQTTProtocolVersion
+) -> None:
+    broker, ready = started(tmp_path, **{"server.bind_addr": "127.0.0.1:0"})
+    arrived: queue.Queue[tuple[str, bytes]] = queue.Queue()
+    mqtt = connect(ready["mqtt"], version=version)
+    mqtt.paho.on_message = lambda _client, _data, message: arrived.put((message.topic, message.payload))
+    mqtt.paho.on_subscribe = lambda *_: arrived.put(("subscribed", b""))
+    mqtt.paho.subscribe([("mqtt/+", 1), ("blip/#", 0)])
+    assert arrived.get(timeout=WAIT_SECONDS) == ("subscribed", b"")
+    with blipmq.connect_blocking(ready["address"]) as blip, blip.subscribe("mqtt/#", qos=1) as subscription:
+        for qos in (0, 1):
+            mqtt.paho.publish("mqtt/a", bytes([qos]) * 1000, qos).wait_for_publish(WAIT_SECONDS)
+            assert arrived.get(timeout=WAIT_SECONDS) == ("mqtt/a", bytes([qos]) * 1000)
+            message = next(subscription)
+            assert (message.topic, message.payload) == ("mqtt/a", bytes([qos]) * 1000)
+        blip.publish("blip/x/y", b"from blip")
+        assert arrived.get(timeout=WAIT_SECONDS) == ("blip/x/y", b"from blip")
+    mqtt.paho.on_unsubscribe = lambda *_: arrived.put(("unsubscribed", b""))
+    mqtt.paho.unsubscribe("mqtt/+")
+    assert arrived.get(timeout=WAIT_SECONDS) == ("unsubscribed", b"")
+    mqtt.paho.publish("mqtt/a", b"nobody", 1).wait_for_publish(WAIT_SECONDS)
+    assert arrived.empty()
     stop(broker)
 
 

@@ -89,6 +89,7 @@ def test_connack_tells_an_mqtt_5_client_what_is_served() -> None:
         (connack,) = bench.dial().connect()
         assert values(connack) == {
             "maximum_packet_bytes": bench.config.max_frame_bytes,
+            "topic_alias_maximum": 16,
             "maximum_qos": 0,
             "retain_available": 0,
             "subscription_ids_available": 0,

@@ -13,7 +13,7 @@ import pytest
 from blipmq.auth.auth import Auth
 from blipmq.auth.keys import add_key, revoke_key
 from blipmq.config.reader import from_dict
-from blipmq.native.events import Closed, CloseReason, Hello, MqttConnect
+from blipmq.native.events import Closed, CloseReason, Hello, MqttConnect, MqttSubscribe, Unsubscribed
 from blipmq.protocols.blip import NativeProtocol
 from blipmq.protocols.clients import ClientRules
 from blipmq.protocols.mqtt import MqttProtocol
@@ -259,3 +259,53 @@ def test_a_closed_connection_is_logged_and_forgotten() -> None:
         {"client": "pump", "peer": "10.0.0.1:5", "reason": "vanished", "detail": "keep-alive"}
     ]
     assert len(scene.connections) == 0
+
+
+# ---- SUBSCRIBE
+
+
+def granted(scene: Scene, *filters: tuple[str, int], conn: int = 1) -> list[int]:
+    scene.mqtt.subscribe(MqttSubscribe(conn, 7, 0, filters))
+    name, answered, packet_id, rows = scene.last()
+    assert (name, answered, packet_id) == ("mqtt_subscribe", conn, 7)
+    assert [row[:2] for row in rows] == list(filters)
+    return [row[2] for row in rows]
+
+
+def test_without_keys_every_filter_is_granted_with_its_qos() -> None:
+    scene = Scene()
+    scene.connect()
+    assert granted(scene, ("a", 0), ("b/+", 0x29), ("#", 2)) == [0, 1, 2]
+
+
+def test_a_key_subscribes_only_to_its_filters(tmp_path: Path) -> None:
+    add_key(tmp_path / "keys", "boiler", key=SECRET, allow=["sub:a/#"])
+    scene = Scene({"auth": {"keys_file": str(tmp_path / "keys")}})
+    scene.connect(password=SECRET)
+    assert granted(scene, ("a/b", 0), ("b", 0), ("a/+", 1), ("#", 1), ("$share/g/b", 0)) == [0, 0x87, 1, 0x87, 0x87]
+    refused = [(line["what"], line["code"], line["filter"]) for line in scene.logged("refused")]
+    assert refused == [("subscribe", "0x87", filter_) for filter_ in ("b", "#", "$share/g/b")]
+
+
+def test_a_connection_has_a_limit_of_subscriptions() -> None:
+    scene = Scene({"limits": {"max_subscriptions_per_connection": 2}})
+    scene.connect()
+    assert granted(scene, ("a", 0), ("b", 0), ("c", 0), ("a", 0)) == [0, 0, QUOTA, 0]
+    scene.rules.unsubscribed(Unsubscribed(1, "a", "", False))
+    assert granted(scene, ("c", 0), ("a", 0)) == [0, QUOTA]
+
+
+def test_while_memory_is_short_no_filter_is_granted() -> None:
+    scene = Scene()
+    scene.connect()
+    scene.memory_is_short = True
+    assert granted(scene, ("a", 0)) == [QUOTA]
+
+
+def test_a_subscribe_of_a_connection_that_is_closing_gets_no_answer() -> None:
+    scene = Scene()
+    scene.connect()
+    scene.connect(2)  # takes the first one over
+    scene.core.commands.clear()
+    scene.mqtt.subscribe(MqttSubscribe(1, 7, 0, (("a", 0),)))
+    assert scene.core.commands == []

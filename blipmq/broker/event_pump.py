@@ -15,7 +15,7 @@ from blipmq.broker.timers import Timers
 from blipmq.errors import INTERNAL
 from blipmq.native.core import Core
 from blipmq.native.errors import CoreError
-from blipmq.native.events import AdminAsked, Hello, Info, MqttConnect, Sub, Unsub
+from blipmq.native.events import AdminAsked, Hello, Info, MqttConnect, MqttSubscribe, Sub, Unsub
 
 # The maximum number of events handled in one turn of the loop.
 EVENTS_PER_TURN = 512
@@ -75,7 +75,7 @@ class EventPump:
         self._log.error("internal_error", on=type(event).__name__, error=f"{type(error).__name__}: {error}")
         if isinstance(event, (Hello, Sub, Unsub, Info, AdminAsked)):
             self._core.reply(event.conn, event.seq, INTERNAL, INTERNAL_TEXT, close=True)
-        elif isinstance(event, MqttConnect):
+        elif isinstance(event, (MqttConnect, MqttSubscribe)):
             self._core.mqtt_refuse(event.conn, MQTT_UNSPECIFIED_ERROR, INTERNAL_TEXT)
 
     def _retry(self) -> None:

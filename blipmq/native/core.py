@@ -220,6 +220,15 @@ class Core:
         admission = _MQTT_ADMISSION.pack(session_expiry_s, keepalive_s or 0, len(assigned.encode()), flags)
         self._push(lib.BQ_CMD_ADMIT, conn=conn, text=identity.encode(), value=acl, data=admission)
 
+    def mqtt_subscribe(self, conn: int, packet_id: int, rows: Iterable[tuple[str, int, int]]) -> None:
+        """Answer a SUBSCRIBE, or a piece of a large one. `rows`: each filter of the event with its options and the QoS that
+        is granted, or a reason code from 0x80 on. `Unsubscribed` reports a filter that the core refuses."""
+        data = bytearray()
+        for filter_, options, granted in rows:
+            name = filter_.encode()
+            data += bytes((options, granted)) + len(name).to_bytes(2, "little") + name
+        self._push(lib.BQ_CMD_MQTT_SUBSCRIBE, conn=conn, seq=packet_id, data=data)
+
     def mqtt_refuse(self, conn: int, reason: int, text: str, *, discard: bool = False) -> None:
         """Close an MQTT connection: with CONNACK if it is not admitted yet, otherwise with DISCONNECT. `reason`: a reason
         code of MQTT 5 from 0x80 on. `discard`: its subscriptions end and its queued messages are dropped first."""

@@ -121,6 +121,16 @@ class MqttConnect(NamedTuple):
         return f"MqttConnect(conn={self.conn}, level={self.level}, client_id={self.client_id!r}, peer={self.peer!r})"
 
 
+class MqttSubscribe(NamedTuple):
+    """An MQTT client subscribes to filters, which the core has checked. Answered by `mqtt_subscribe` or `mqtt_refuse`.
+    `identifier`: the subscription identifier, 0: none. `filters`: each with its options, as in the packet."""
+
+    conn: int
+    packet_id: int
+    identifier: int
+    filters: tuple[tuple[str, int], ...]
+
+
 class Unsubscribed(NamedTuple):
     """A connection does not have this subscription: the core `refused` or ended it. Without a group, one that was not
     refused stands for all subscriptions to that filter."""
@@ -324,8 +334,8 @@ class Stopped(NamedTuple):
 
 
 Event: TypeAlias = (
-    "Hello | Sub | Unsub | MqttConnect | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Consumed | Stats | Listed"
-    " | SessionsListed | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped | Secured"
+    "Hello | Sub | Unsub | MqttConnect | MqttSubscribe | Unsubscribed | Info | AdminAsked | Closed | Attached | Out | Consumed"
+    " | Stats | Listed | SessionsListed | SessionEnded | SessionExpired | SessionOver | Accepting | Stopped | Secured"
 )
 
 
@@ -374,6 +384,15 @@ def _mqtt_connect(e: CData) -> Event:
         e.value >> 32,
         will_topic.decode("utf-8", "replace"),
     )
+
+
+def _mqtt_subscribe(e: CData) -> Event:
+    data, filters, at = _data(e), list[tuple[str, int]](), 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at + 2 : at + 4], "little")
+        filters.append((data[at + 4 : end].decode("utf-8", "replace"), data[at]))
+        at = end
+    return MqttSubscribe(e.conn, e.seq, e.value, tuple(filters))
 
 
 def _sized(data: bytes, count: int) -> list[bytes]:
@@ -498,6 +517,7 @@ _READERS: dict[int, Callable[[CData], Event]] = {
     lib.BQ_EV_SUB: _sub,
     lib.BQ_EV_UNSUB: _unsub,
     lib.BQ_EV_MQTT_CONNECT: _mqtt_connect,
+    lib.BQ_EV_MQTT_SUBSCRIBE: _mqtt_subscribe,
     lib.BQ_EV_INFO: _info,
     lib.BQ_EV_CLOSED: _closed,
     lib.BQ_EV_ATTACHED: _attached,

@@ -1,20 +1,22 @@
-"""CONNECT of MQTT clients: who is admitted, and under which client_id.
+"""CONNECT and SUBSCRIBE of MQTT clients: who is admitted, under which client_id, and with which subscriptions.
 
-Invariant: each CONNECT is answered exactly once, by `mqtt_admit` or `mqtt_refuse`. Until then the core does not read that
-connection's input. The core has checked the packet, and answers all others itself.
+Invariant: each CONNECT is answered exactly once, by `mqtt_admit` or `mqtt_refuse`, and each SUBSCRIBE by `mqtt_subscribe`.
+Until then the core does not read that connection's input. The core has checked the packet, and answers all others itself.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Protocol
 
-from blipmq.errors import BAD_REQUEST, NOT_AUTHENTICATED, TOO_MANY
-from blipmq.native.events import MqttConnect
+from blipmq.errors import BAD_REQUEST, NOT_ALLOWED, NOT_AUTHENTICATED, NOT_NOW, TOO_MANY
+from blipmq.native.events import MqttConnect, MqttSubscribe
 from blipmq.protocols.clients import ClientRules, Refusal
 from blipmq.sessions.connections import Connection, Connections
 
+QOS_BITS = 3  # of the options of a filter
 ASSIGNED_BYTES = 12  # random bytes in a client_id that the broker chooses
 TAKEN_OVER = "another connection uses this client_id now"
 
@@ -32,6 +34,8 @@ class Reason(IntEnum):
 REASONS = {
     BAD_REQUEST: Reason.CLIENT_ID_NOT_VALID,
     NOT_AUTHENTICATED: Reason.NOT_AUTHORIZED,
+    NOT_ALLOWED: Reason.NOT_AUTHORIZED,
+    NOT_NOW: Reason.QUOTA_EXCEEDED,
     TOO_MANY: Reason.QUOTA_EXCEEDED,
 }
 LEVELS = {3: "MQTT 3.1", 4: "MQTT 3.1.1", 5: "MQTT 5"}
@@ -43,6 +47,8 @@ class MqttCore(Protocol):
     def mqtt_admit(
         self, conn: int, identity: str, acl: int = 0, *, assigned: str = "", keepalive_s: int | None = None
     ) -> None: ...
+
+    def mqtt_subscribe(self, conn: int, packet_id: int, rows: Iterable[tuple[str, int, int]]) -> None: ...
 
     def mqtt_refuse(self, conn: int, reason: int, text: str, *, discard: bool = False) -> None: ...
 
@@ -99,6 +105,28 @@ class MqttProtocol:
         if event.level < 5 or not longest or 0 < event.keepalive_s <= longest:
             return None
         return longest
+
+    # -- SUBSCRIBE
+
+    def subscribe(self, event: MqttSubscribe) -> None:
+        """Grant each filter the QoS that it asks for, or refuse it with the reason."""
+        connection = self._connections.find(event.conn)
+        if connection is None or connection.closing:
+            return
+        rows = [(filter_, options, self._granted(connection, filter_, options)) for filter_, options in event.filters]
+        self._core.mqtt_subscribe(event.conn, event.packet_id, rows)
+
+    def _granted(self, connection: Connection, filter_: str, options: int) -> int:
+        """A QoS, which the core may lower, or a reason code. If the core refuses the subscription, or ends it later,
+        `ClientRules.unsubscribed` removes it."""
+        refusal = self._rules.may_not_subscribe(connection, filter_, mqtt=True)
+        refusal = refusal or self._rules.no_room(connection, filter_)
+        if refusal is None:
+            connection.subscriptions[filter_, ""] = None
+            return options & QOS_BITS
+        reason = REASONS[refusal.code]
+        self._rules.log_refused(connection, "subscribe", _shown(reason), refusal.text, filter_)
+        return reason
 
     # -- the end
 

@@ -86,7 +86,10 @@ enum bq_command_type {
      * context that they began with. flags may hold BQ_SECURE_TELL */
     BQ_CMD_SECURE = 25,
     /* data: [u16 size][origin] ...: the origins of pages that may open a WebSocket; "*": any. See net/websocket_handshake.h */
-    BQ_CMD_ORIGINS = 26
+    BQ_CMD_ORIGINS = 26,
+    /* conn; data: the rows of BQ_EV_MQTT_SUBSCRIBE, each with the QoS that is granted, or a reason code from 0x80 on, in its second
+     * byte. SUBACK is sent when all pieces of the packet are answered. If the core refuses a filter: BQ_EV_UNSUBSCRIBED */
+    BQ_CMD_MQTT_SUBSCRIBE = 27
 };
 
 typedef struct bq_clock {
@@ -181,7 +184,11 @@ enum bq_event_type {
     /* conn, code: 3, 4 or 5, the version; flags: BQ_EV_CLEAN, BQ_EV_WILL, BQ_EV_USERNAME, BQ_EV_PASSWORD, BQ_EV_TRUSTED; value:
      * keep-alive in seconds | session expiry in seconds << 32; text: the client identifier; data: [u16 size][user name][u16
      * size][password][topic of the will]. Answered by ADMIT or REPLY */
-    BQ_EV_MQTT_CONNECT = 26
+    BQ_EV_MQTT_CONNECT = 26,
+    /* conn, seq: packet identifier; code: number of filters; value: subscription identifier, 0: none; data: rows [u8 options][u8
+     * 0][u16 size][filter] with the syntax checked. A large packet comes in pieces: the next after the answer to this one.
+     * Answered by BQ_CMD_MQTT_SUBSCRIBE or REPLY. UNSUBSCRIBE is done by the core: BQ_EV_UNSUBSCRIBED */
+    BQ_EV_MQTT_SUBSCRIBE = 27
 };
 
 enum bq_event_flags {

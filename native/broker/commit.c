@@ -215,9 +215,10 @@ bool commit_follow_room(const broker_t *broker, const client_t *client) {
     return client->pending_bytes < PENDING_BYTES_OWN && budget_part(broker, broker->pending_bytes) && !budget_over(broker);
 }
 
-bool commit_follow(broker_t *broker, client_t *client, const message_t *message) {
+bool commit_follow(broker_t *broker, client_t *client, uint64_t seq, const message_t *message) {
     pending_commit_t *pending = pending_message_new(broker, client, PENDING_FOLLOW, message);
     if (!pending) return false;
+    pending->seq = seq;
     pending->lsn = broker->pending_last_lsn; /* the newest pending LSN: the publish that it follows, or a later one */
     pending_append(broker, client, pending);
     count_publish(broker, message->payload_size);
@@ -346,10 +347,13 @@ static topic_t *topic_now(broker_t *broker, const pending_commit_t *pending) {
     return topic;
 }
 
-static void answer(broker_t *broker, client_t *client, const pending_commit_t *pending, uint32_t stored) {
+static void answer(broker_t *broker, client_t *client, const pending_commit_t *pending, uint32_t stored, bool matched) {
     const protocol_ops_t *protocol = client->protocol;
     switch (pending->kind) {
-    case PENDING_PUBLISH: protocol->published(broker, client, pending->seq, pending->id, stored); break;
+    case PENDING_PUBLISH: protocol->published(broker, client, pending->seq, pending->id, stored, matched); break;
+    case PENDING_FOLLOW:
+        if (pending->seq) protocol->published(broker, client, pending->seq, pending->id, 0, matched);
+        break;
     case PENDING_SUBACK:
         protocol->subscribed(broker, client, pending->seq, pending_bytes_at(pending), pending->topic_size);
         break;
@@ -360,7 +364,7 @@ static void answer(broker_t *broker, client_t *client, const pending_commit_t *p
 
 static void refuse_pending(broker_t *broker, client_t *client, const pending_commit_t *pending) {
     const char *why = commit_refusal(broker);
-    if (pending->kind != PENDING_FOLLOW && pending->kind != PENDING_GONE)
+    if (pending->kind != PENDING_GONE)
         client->protocol->answer(broker, client, pending->seq, BQ_OUTCOME_UNAVAILABLE, why ? why : "shutting down");
 }
 
@@ -380,8 +384,8 @@ static bool pending_finish(broker_t *broker, pending_commit_t *pending, topic_t 
         core_assert(client->pending_commits > 0 && pending_bytes(pending) <= client->pending_bytes);
         client->pending_commits--;
         client->pending_bytes -= pending_bytes(pending);
-        if (durable)
-            answer(broker, client, pending, stored);
+        if (durable || pending->kind == PENDING_FOLLOW)
+            answer(broker, client, pending, stored, topic && (topic->target_count || topic->consumer_count));
         else
             refuse_pending(broker, client, pending);
         if (!durable && pending->undo) consumer_subscribe_undo(broker, client, pending);

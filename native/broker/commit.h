@@ -17,7 +17,8 @@ struct topic;
 
 enum pending_kind {
     PENDING_PUBLISH, /* QoS 1 */
-    PENDING_FOLLOW,  /* QoS 0 after an uncommitted QoS 1 publish of the same connection: keeps the order; not in the WAL */
+    PENDING_FOLLOW,  /* after an uncommitted QoS 1 publish of the same connection: keeps the order; not in the WAL. With QoS 0,
+                      * or with QoS 1 and without a receiver that needs the WAL; then seq is not 0 and it is answered */
     PENDING_GONE,    /* a PENDING_FOLLOW that was dispatched early */
     PENDING_SUBACK,  /* answer to a durable SUB */
     PENDING_REPLY    /* answer to an UNSUB of a durable subscription */
@@ -95,7 +96,8 @@ bool commit_dead_letter_follow(struct broker *broker, const struct dead_letter *
 bool commit_follow_room(const struct broker *broker, const struct client *client);
 /* The client's input waits for the next commit. */
 void commit_wait(struct broker *broker, struct client *client);
-bool commit_follow(struct broker *broker, struct client *client, const message_t *message); /* false: no memory */
+/* seq 0: there is no answer. False: no memory. */
+bool commit_follow(struct broker *broker, struct client *client, uint64_t seq, const message_t *message);
 /* Allocates the answer before the record is appended: no record without an answer. commit_answer_wait queues it when the LSN is
  * known. The answer contains the first `size` bytes of `text`. */
 pending_commit_t *commit_answer_new(struct broker *broker, struct client *client, uint64_t seq, enum pending_kind kind,

@@ -38,8 +38,8 @@ static void none_subscribed(broker_t *broker, client_t *client, uint64_t seq, co
     (void)broker, (void)client, (void)seq, (void)filter, (void)size;
 }
 
-static void none_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions) {
-    (void)broker, (void)client, (void)seq, (void)id, (void)subscriptions;
+static void none_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions, bool matched) {
+    (void)broker, (void)client, (void)seq, (void)id, (void)subscriptions, (void)matched;
 }
 
 static void none_ended(broker_t *broker, client_t *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,

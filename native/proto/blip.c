@@ -1,6 +1,6 @@
 /* proto/blip.c: BlipMQ's own protocol: requests from clients and answers to them. docs/PROTOCOL.md describes the frames. */
 #include "broker/commit.h"
-#include "net/net.h"
+#include "net/publishing.h"
 #include "proto/blip_codec.h"
 #include "proto/blip_fast.h"
 #include "proto/protocol.h"
@@ -45,7 +45,8 @@ static void blip_subscribed(broker_t *broker, client_t *client, uint64_t seq, co
     if (out) output_push(net, connection, frame_write_suback(out, seq, 0, filter, size, "subscribed"));
 }
 
-static void blip_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions) {
+static void blip_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions, bool matched) {
+    (void)matched;
     net_t *net = net_of(broker);
     connection_t *connection = connection_of(client);
     if (!connection->hello) return;
@@ -106,10 +107,6 @@ static void blip_forward(broker_t *broker, client_t *client, const bq_command_t 
 
 /* ---- requests ------------------------------------------------------------------------------------------------------ */
 
-/* Result of a frame: TAKEN; PUBLISHED (taken, as QoS 0); KEPT: the connection is paused, and the frame is parsed again
- * later. A frame that closes its connection is TAKEN; the loop checks the state. */
-enum frame_outcome { FRAME_TAKEN, FRAME_PUBLISHED, FRAME_KEPT };
-
 static enum frame_outcome refuse(net_t *net, connection_t *connection, uint64_t seq, enum bq_outcome outcome, const char *why) {
     blip_refuse(&net->broker, &connection->client, seq, outcome, why);
     return FRAME_TAKEN;
@@ -144,89 +141,36 @@ static message_t message_of(const bq_view_t *view) {
                        .ttl_ms = view->ttl_ms};
 }
 
-/* Block policy: whether all subscribers have room, some of them after their queues were drained. */
-static NOINLINE bool all_have_room(net_t *net, const topic_t *topic, uint32_t payload_size) {
-    enum publish_outcome outcome;
-    while ((outcome = publish_room(&net->broker, topic, payload_size)) == PUBLISH_FULL) net_drain(net);
-    drain_end(&net->broker);
-    return outcome == PUBLISH_DONE;
-}
-
-/* QoS 1: write the publish to the WAL. commit.c sends the Reply when it is on disk. A publish of a legacy client is stored
- * the same way, without an answer. The cost of its later dispatch counts for its publisher's share now; counted later, it
- * would delay all other commits. */
 static enum frame_outcome publish_durably(net_t *net, connection_t *connection, topic_t *topic, const bq_view_t *view) {
-    const char *why;
-    net_run_close(net);
-    if (route_ready(net->broker.routes, topic, share_units(&net->broker)) == ROUTE_LATER) {
-        connection->client.pause |= PAUSE_SHARE;
-        return FRAME_KEPT;
-    }
-    net->broker.stats.work += WORK_QOS1 + topic->target_count + (uint64_t)topic->consumer_count * WORK_DELIVERY;
-    if (net->broker.config.overflow_policy == BQ_OVERFLOW_POLICY_BLOCK && !all_have_room(net, topic, view->payload_size))
-        return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE,
-                      "a subscriber's queue is full and the policy is block: try again later");
     const message_t message = message_of(view);
-    switch (commit_publish(&net->broker, &connection->client, view->seq, &message, &why)) {
-    case COMMIT_PENDING: return FRAME_TAKEN;
-    case COMMIT_LATER: commit_wait(&net->broker, &connection->client); return FRAME_KEPT;
-    default: return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, why);
-    }
+    return publishing_durably(net, connection, topic, view->seq, &message);
 }
 
-/* Full queues that take output are drained first, so that nothing is dropped and nobody waits without need. */
-static enum publish_outcome publish_draining(net_t *net, topic_t *topic, const bq_view_t *view, wait_list_t **blocker) {
+static NOINLINE enum frame_outcome publish_behind(net_t *net, connection_t *connection, const bq_view_t *view) {
     const message_t message = message_of(view);
-    enum publish_outcome outcome;
-    do {
-        net_drain(net);
-        outcome = publish_message(&net->broker, topic, &message, blocker);
-    } while (outcome == PUBLISH_FULL);
-    drain_end(&net->broker);
-    return outcome;
+    return publishing_behind(net, connection, view->seq, false, &message);
 }
 
 static NOINLINE enum frame_outcome publish_otherwise(net_t *net, connection_t *connection, topic_t *topic, const bq_view_t *view,
                                                      enum publish_outcome outcome, wait_list_t *blocker) {
-    if (outcome == PUBLISH_FULL) outcome = publish_draining(net, topic, view, &blocker);
-    if (outcome == PUBLISH_DONE) return FRAME_PUBLISHED;
-    if (outcome == PUBLISH_NO_MEMORY)
-        return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
-    if (outcome == PUBLISH_LATER)
-        connection->client.pause |= PAUSE_SHARE;
-    else
-        wait_begin(&net->broker, blocker, &connection->client);
-    return FRAME_KEPT;
+    const message_t message = message_of(view);
+    return publishing_otherwise(net, connection, topic, view->seq, &message, outcome, blocker);
 }
 
 static enum frame_outcome request_publish(net_t *net, connection_t *connection, const bq_view_t *view) {
     int error = 0;
-    topic_t *topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
-    if (BQ_UNLIKELY(!topic && error == PUBLISH_RUN_OPEN)) {
-        net_run_close(net);
-        topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
-    }
+    topic_t *topic = publishing_topic(net, connection, view->topic, view->topic_size, &error);
     if (BQ_UNLIKELY(!topic)) {
         if (error == BQ_E_MEMORY)
             return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
         return bad_frame(net, connection, view->seq, error);
     }
-    connection->last_topic = topic;
     if (BQ_UNLIKELY(connection->client.acl != NULL) && !acl_allow(connection->client.acl, topic)) {
         net->broker.stats.publishes_not_allowed++;
         return refuse(net, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
     }
     if (BQ_UNLIKELY(view->qos && (net->broker.wal || connection->hello))) return publish_durably(net, connection, topic, view);
-    if (BQ_UNLIKELY(connection->client.pending_commits)) {
-        if (!commit_follow_room(&net->broker, &connection->client)) {
-            connection->client.pause |= PAUSE_UNCOMMITTED;
-            return FRAME_KEPT;
-        }
-        const message_t message = message_of(view);
-        net_run_close(net);
-        if (commit_follow(&net->broker, &connection->client, &message)) return FRAME_TAKEN;
-        return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
-    }
+    if (BQ_UNLIKELY(connection->client.pending_commits)) return publish_behind(net, connection, view);
     wait_list_t *blocker = NULL;
     enum publish_outcome outcome = publish(&net->broker, topic, view->payload, view->payload_size, view->ttl_ms, &blocker);
     return BQ_LIKELY(outcome == PUBLISH_DONE) ? FRAME_PUBLISHED
@@ -326,11 +270,6 @@ static inline bool followed_alike(const uint8_t *bytes, uint32_t size, uint32_t 
     return size - frame_size >= topic_end && load_u64(bytes + topic_end - 8) == load_u64(bytes + frame_size + topic_end - 8);
 }
 
-static NOINLINE void share_used_up(net_t *net, connection_t *connection) {
-    connection->client.pause |= PAUSE_SHARE;
-    net->broker.stats.share_stops++;
-}
-
 /* Process the frame at the front of `size` bytes, and similar ones after it. Returns the bytes taken; 0: parse it again
  * later. */
 static uint32_t frames(net_t *net, connection_t *connection, const uint8_t *bytes, uint32_t size, uint32_t body_size) {
@@ -380,7 +319,7 @@ static uint32_t blip_parse(broker_t *broker, client_t *client, const uint8_t *by
         if (!taken) break;
         at += taken;
         net->broker.stats.work += WORK_FRAME;
-        if (BQ_UNLIKELY(work_done(&net->broker) >= net->broker.work_stop)) share_used_up(net, connection);
+        if (BQ_UNLIKELY(work_done(&net->broker) >= net->broker.work_stop)) publishing_share_used_up(net, connection);
     }
     return at;
 }

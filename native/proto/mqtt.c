@@ -33,19 +33,17 @@ static bool disconnect_write(net_t *net, connection_t *connection, uint8_t reaso
     return true;
 }
 
-/* MQTT 5 clients get DISCONNECT with the reason. */
-static enum mqtt_outcome mqtt_end(net_t *net, connection_t *connection, uint8_t reason, uint8_t close_code, const char *why) {
+enum frame_outcome mqtt_end(net_t *net, connection_t *connection, uint8_t reason, uint8_t close_code, const char *why) {
     if (!connection->hello) {
         connection_close(net, connection, close_code, why);
-        return MQTT_TAKEN;
+        return FRAME_TAKEN;
     }
     disconnect_write(net, connection, reason, (const uint8_t *)why, (uint32_t)strlen(why));
     connection_finish(net, connection, close_code, why); /* earlier answers are sent, also to clients before MQTT 5 */
-    return MQTT_TAKEN;
+    return FRAME_TAKEN;
 }
 
-/* A packet that MQTT forbids: proto/mqtt_error.h. */
-static enum mqtt_outcome mqtt_violation(net_t *net, connection_t *connection, int error) {
+enum frame_outcome mqtt_violation(net_t *net, connection_t *connection, int error) {
     net->broker.stats.frames_bad++;
     return mqtt_end(net, connection, mqtt_error_reason(error), error == MQTT_E_TOO_LARGE ? BQ_CLOSE_TOO_LARGE : BQ_CLOSE_FRAME,
                     mqtt_error_phrase(error));
@@ -60,6 +58,9 @@ static bool mqtt_goodbye(broker_t *broker, client_t *client, enum bq_close reaso
 
 static void mqtt_closed(broker_t *broker, client_t *client) {
     connection_t *connection = connection_of(client);
+    if (!connection->mqtt) return;
+    mqtt_aliases_free(broker, connection->mqtt);
+    mqtt_request_free(broker, connection->mqtt);
     pool_free(&broker->pool, connection->mqtt, sizeof *connection->mqtt);
     connection->mqtt = NULL;
 }
@@ -83,13 +84,13 @@ static bool connack_refuse(net_t *net, connection_t *connection, uint8_t version
                                        connack_write(net, connection, version, bytes_max, false, reason, NULL));
 }
 
-static enum mqtt_outcome connect_refuse(net_t *net, connection_t *connection, uint8_t version, uint8_t reason, uint8_t close_code,
-                                        const char *why) {
+static enum frame_outcome connect_refuse(net_t *net, connection_t *connection, uint8_t version, uint8_t reason,
+                                         uint8_t close_code, const char *why) {
     if (connack_refuse(net, connection, version, UINT32_MAX, reason, (const uint8_t *)why, (uint32_t)strlen(why)))
         connection_finish(net, connection, close_code, why);
     else
         connection_close(net, connection, close_code, why);
-    return MQTT_TAKEN;
+    return FRAME_TAKEN;
 }
 
 /* NULL: Python may be asked. Otherwise the reason why not. */
@@ -128,7 +129,7 @@ static uint32_t credentials_write(uint8_t *out, const mqtt_connect_t *connect) {
 }
 
 /* Python decides. The password is in the event only, never in the state of the client. */
-static enum mqtt_outcome connect_ask(net_t *net, connection_t *connection, const mqtt_connect_t *connect) {
+static enum frame_outcome connect_ask(net_t *net, connection_t *connection, const mqtt_connect_t *connect) {
     uint8_t credentials[REQUEST_BYTES_MAX];
     bq_event_t event = {.type = BQ_EV_MQTT_CONNECT,
                         .code = connect->version,
@@ -140,9 +141,9 @@ static enum mqtt_outcome connect_ask(net_t *net, connection_t *connection, const
                         .data = credentials,
                         .data_size = credentials_write(credentials, connect)};
     if (!mqtt_has(&connect->properties, MQTT_SESSION_EXPIRY)) event.value = connect->keep_alive_s;
-    if (!connection_ask(net, connection, &event)) return MQTT_KEPT;
+    if (!connection_ask(net, connection, &event)) return FRAME_KEPT;
     admission_heard(net, connection);
-    return MQTT_TAKEN;
+    return FRAME_TAKEN;
 }
 
 static void connect_store(mqtt_t *mqtt, const mqtt_connect_t *connect) {
@@ -154,7 +155,7 @@ static void connect_store(mqtt_t *mqtt, const mqtt_connect_t *connect) {
                      .problem_told = connect->version >= MQTT_5 && connect->properties.request_problem};
 }
 
-static enum mqtt_outcome packet_connect(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
+static enum frame_outcome packet_connect(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
     mqtt_connect_t connect;
     uint8_t reason = 0;
     const int error = mqtt_connect_read(frame, body, MQTT_TOPIC_BYTES_MAX, &connect);
@@ -181,8 +182,13 @@ static mqtt_properties_t connack_properties(const net_t *net, const mqtt_t *mqtt
     mqtt_properties_t properties = {.assigned_client_id = assigned,
                                     .session_expiry_s = admission->session_expiry_s,
                                     .server_keep_alive_s = admission->keepalive_s,
-                                    .maximum_packet_bytes = net->broker.config.max_frame_bytes};
+                                    .topic_alias_maximum = MQTT_ALIASES_MAX,
+                                    .receive_maximum = MQTT_UNANSWERED_MAX,
+                                    .maximum_qos = net->broker.wal ? 1 : 0,
+                                    .maximum_packet_bytes = mqtt_packet_bytes_max(&net->broker)};
     property_set(&properties, MQTT_MAXIMUM_PACKET_SIZE);
+    property_set(&properties, MQTT_TOPIC_ALIAS_MAXIMUM);
+    if (net->broker.wal) property_set(&properties, MQTT_RECEIVE_MAXIMUM);
     property_set(&properties, MQTT_MAXIMUM_QOS);
     property_set(&properties, MQTT_RETAIN_AVAILABLE);
     property_set(&properties, MQTT_SUBSCRIPTION_IDS_AVAILABLE);
@@ -235,16 +241,17 @@ static void mqtt_forward(broker_t *broker, client_t *client, const bq_command_t 
 
 /* ---- packets ------------------------------------------------------------------------------------------------------------- */
 
-static enum mqtt_outcome packet_pingreq(net_t *net, connection_t *connection, const mqtt_frame_t *frame) {
+static enum frame_outcome packet_pingreq(net_t *net, connection_t *connection, const mqtt_frame_t *frame) {
     const int error = mqtt_pingreq_read(frame);
     if (error) return mqtt_violation(net, connection, error);
     uint8_t *out = output_reserve(net, connection, mqtt_pingresp_write(NULL));
     if (out) output_push(net, connection, mqtt_pingresp_write(out));
-    return MQTT_TAKEN;
+    return FRAME_TAKEN;
 }
 
 /* The client ends the connection. Its earlier requests are still answered. */
-static enum mqtt_outcome packet_disconnect(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
+static enum frame_outcome packet_disconnect(net_t *net, connection_t *connection, const mqtt_frame_t *frame,
+                                            const uint8_t *body) {
     mqtt_result_t result;
     const mqtt_t *mqtt = connection->mqtt;
     const int error = mqtt_result_read(frame, body, mqtt->version, &result);
@@ -253,77 +260,66 @@ static enum mqtt_outcome packet_disconnect(net_t *net, connection_t *connection,
         return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME,
                         "DISCONNECT has a session expiry, but CONNECT had none");
     connection_input_ended(net, connection, BQ_CLOSE_QUIT);
-    return MQTT_TAKEN;
+    return FRAME_TAKEN;
 }
 
-static enum mqtt_outcome packet_auth(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
+static enum frame_outcome packet_auth(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
     mqtt_result_t result;
     const int error = mqtt_result_read(frame, body, connection->mqtt->version, &result);
     if (error) return mqtt_violation(net, connection, error);
     return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME, "AUTH, but CONNECT had no authentication method");
 }
 
-static enum mqtt_outcome packet(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
+static enum frame_outcome packet(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
     if (BQ_UNLIKELY(!connection->hello)) {
         if (frame->type == MQTT_CONNECT) return packet_connect(net, connection, frame, body);
         net->broker.stats.frames_bad++;
         return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME, "the first packet is not CONNECT");
     }
     switch (frame->type) {
+    case MQTT_PUBLISH: return mqtt_publish(net, connection, frame, body);
+    case MQTT_SUBSCRIBE: return mqtt_subscribe(net, connection, frame, body);
+    case MQTT_UNSUBSCRIBE: return mqtt_unsubscribe(net, connection, frame, body);
     case MQTT_PINGREQ: return packet_pingreq(net, connection, frame);
     case MQTT_DISCONNECT: return packet_disconnect(net, connection, frame, body);
     case MQTT_AUTH: return packet_auth(net, connection, frame, body);
     case MQTT_CONNECT: return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME, "a second CONNECT");
     default:
-        return mqtt_end(net, connection, MQTT_IMPLEMENTATION_SPECIFIC_ERROR, BQ_CLOSE_FRAME,
-                        "packets of this type are not served yet");
+        return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME,
+                        "an acknowledgement, but nothing was sent with QoS 1");
     }
 }
 
 static uint32_t mqtt_greeting_max(const broker_t *broker) {
-    const uint32_t most = broker->config.max_frame_bytes;
+    const uint32_t most = mqtt_packet_bytes_max(broker);
     return broker->config.require_hello && most > CONNECT_BYTES_MAX ? CONNECT_BYTES_MAX : most;
-}
-
-static NOINLINE void share_used_up(net_t *net, connection_t *connection) {
-    connection->client.pause |= PAUSE_SHARE;
-    net->broker.stats.share_stops++;
 }
 
 /* Takes whole packets from the front of the input. Returns the bytes taken. */
 static uint32_t mqtt_parse(broker_t *broker, client_t *client, const uint8_t *bytes, uint32_t size) {
     net_t *net = net_of(broker);
     connection_t *connection = connection_of(client);
-    const uint32_t limit = connection->hello ? broker->config.max_frame_bytes : mqtt_greeting_max(broker);
+    const uint32_t limit = connection->hello ? mqtt_packet_bytes_max(broker) : mqtt_greeting_max(broker);
     uint32_t at = 0;
     while (at < size && !client->pause && connection->state == CONNECTION_OPEN) {
         mqtt_frame_t frame;
         const int header = mqtt_frame_read(bytes + at, size - at, version_of(connection), limit, &frame);
         if (BQ_UNLIKELY(header < 0)) mqtt_violation(net, connection, header);
         if (header <= 0 || size - at - (uint32_t)header < frame.body_size) break;
-        if (packet(net, connection, &frame, bytes + at + header) == MQTT_KEPT) break;
+        if (packet(net, connection, &frame, bytes + at + header) == FRAME_KEPT) break;
         at += (uint32_t)header + frame.body_size;
         broker->stats.frames_in++;
         broker->stats.work += WORK_FRAME;
-        if (BQ_UNLIKELY(work_done(broker) >= broker->work_stop)) share_used_up(net, connection);
+        if (BQ_UNLIKELY(work_done(broker) >= broker->work_stop)) publishing_share_used_up(net, connection);
     }
     return at;
 }
 
-/* ---- answers to requests ------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------------------------------------ */
 
-/* The packets that the broker answers are not served yet. */
-
+/* Requests of other protocols: a SUBSCRIBE is answered by mqtt_granted. */
 static void mqtt_subscribed(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *filter, uint32_t size) {
     (void)broker, (void)client, (void)seq, (void)filter, (void)size;
-}
-
-static void mqtt_published(broker_t *broker, client_t *client, uint64_t seq, uint64_t id, uint64_t subscriptions) {
-    (void)broker, (void)client, (void)seq, (void)id, (void)subscriptions;
-}
-
-static void mqtt_answer(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
-    (void)broker, (void)client, (void)seq, (void)outcome, (void)why;
 }
 
 static void mqtt_ended(broker_t *broker, client_t *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
@@ -340,9 +336,10 @@ const protocol_ops_t protocol_mqtt = {.name = "mqtt",
                                       .welcome = mqtt_welcome,
                                       .subscribed = mqtt_subscribed,
                                       .published = mqtt_published,
-                                      .answer = mqtt_answer,
-                                      .refuse = mqtt_answer,
+                                      .answer = mqtt_not_published,
+                                      .refuse = mqtt_not_published,
                                       .ended = mqtt_ended,
+                                      .granted = mqtt_granted,
                                       .goodbye = mqtt_goodbye,
                                       .closed = mqtt_closed,
                                       .forward = mqtt_forward};

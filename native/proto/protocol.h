@@ -28,8 +28,9 @@ typedef struct protocol_ops {
     void (*welcome)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *text, uint32_t text_size,
                     const uint8_t *data, uint32_t data_size);
     void (*subscribed)(struct broker *broker, struct client *client, uint64_t seq, const uint8_t *filter, uint32_t size);
-    /* A QoS 1 publish is on disk for this number of subscriptions. */
-    void (*published)(struct broker *broker, struct client *client, uint64_t seq, uint64_t id, uint64_t subscriptions);
+    /* A QoS 1 publish is on disk for this number of subscriptions, or need not be. `matched`: any subscriber, of any QoS. */
+    void (*published)(struct broker *broker, struct client *client, uint64_t seq, uint64_t id, uint64_t subscriptions,
+                      bool matched);
     /* Any other outcome. A client whose protocol version has no such answer gets none. `why` may be NULL. */
     void (*answer)(struct broker *broker, struct client *client, uint64_t seq, enum bq_outcome outcome, const char *why);
     /* The same, but a client whose protocol version has no such answer is closed. */
@@ -37,6 +38,9 @@ typedef struct protocol_ops {
     /* An operator ended its subscription. */
     void (*ended)(struct broker *broker, struct client *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                   uint32_t group_size);
+    /* Python has decided on the filters of a request. False: the event ring has no room; the command runs again. NULL: the
+     * protocol has no such requests. */
+    bool (*granted)(struct broker *broker, struct client *client, const uint8_t *rows, uint32_t size);
     /* The broker ends the connection for this reason. True: the client will be told, so its output must be sent first. */
     bool (*goodbye)(struct broker *broker, struct client *client, enum bq_close reason, const char *why);
     /* The connection is being freed, and with it what the protocol has stored for it. NULL: nothing. */
