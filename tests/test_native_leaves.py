@@ -76,6 +76,10 @@ def test_the_pool_statistics_match_a_model(tmp_path: Path) -> None:
     run_program(tmp_path, "pool", "address,undefined", ["base/pool.c"])
 
 
+def test_the_packet_ids_of_an_mqtt_session_follow_their_table(tmp_path: Path) -> None:
+    run_program(tmp_path, "flight", "address,undefined", ["broker/flight.c", "base/pool.c"])
+
+
 def test_an_output_queue_in_any_encoding_matches_a_list_of_messages(tmp_path: Path) -> None:
     sources = ["broker/outqueue.c", "broker/buffer.c", "base/pool.c", "base/wheel.c"]
     run_program(tmp_path, "outqueue", "address,undefined", sources)
