@@ -10,13 +10,17 @@ import resource
 import select
 import signal
 import socket
+import ssl
 import struct
 import time
 
 import pytest
 from broker_process import until
+from certificates import Authority
 from hand_client import HELLO, INFO, PING, PUB, SUB, UNSUB, HelloClient, command, v1_command
 from watched_broker import get
+
+from blipmq.config.memory import TLS_BYTES, TLS_HANDSHAKE_BYTES
 
 UNADMITTED = 10_000
 GROWTH_BYTES_MAX = 64 << 20
@@ -62,10 +66,12 @@ def metric(broker, name, **labels):
 
 
 class UnadmittedClients:
-    """Sockets that send a byte a second and never send HELLO. `ended`: those closed by the broker."""
+    """Sockets that send a byte a second and never send HELLO. `ended`: those closed by the broker. `slow`: what they send, of
+    which the first `at_once` bytes come together."""
 
-    def __init__(self, address):
+    def __init__(self, address, slow=SLOW_FRAME, at_once=0, answered=False):
         self.address = address
+        self.slow, self.at_once, self.answered = slow, at_once, answered
         self.open = {}  # descriptor: socket, number of bytes sent
         self.ended = 0
         self._poll = select.epoll()
@@ -74,21 +80,27 @@ class UnadmittedClients:
         for _ in range(count):
             one = socket.create_connection(self.address, timeout=60)
             one.setblocking(False)
-            self.open[one.fileno()] = [one, 0]
+            if self.at_once:
+                one.send(self.slow[: self.at_once])
+            self.open[one.fileno()] = [one, self.at_once]
             self._poll.register(one.fileno(), select.EPOLLIN | select.EPOLLRDHUP)
 
     def send_a_byte_each(self):
         for entry in list(self.open.values()):
             one, sent = entry
             with contextlib.suppress(OSError):  # the close is detected later
-                one.send(SLOW_FRAME[sent : sent + 1])
+                one.send(self.slow[sent : sent + 1])
                 entry[1] += 1
 
     def look(self):
         for number, _ in self._poll.poll(0, 4096):
             one, _ = self.open[number]
+            data = b""
             with contextlib.suppress(OSError):
-                assert one.recv(64) == b"", "an unadmitted client gets no answer"
+                data = one.recv(1 << 16)
+            if data:
+                assert self.answered, "an unadmitted client gets no answer"
+                continue
             self._poll.unregister(number)
             del self.open[number]
             one.close()
@@ -163,6 +175,71 @@ def test_ten_thousand_slow_unauthenticated_connections_cost_little(
     if pushed_out:
         first = broker.wait_for("connections_refused")
         assert first["level"] == "warning" and int(first["max_pending"]) > 0
+
+
+def client_hello():
+    """The first flight of a TLS client."""
+    flight = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), flight, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return flight.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"limits.max_pending": UNADMITTED, "limits.accept_rate": 0, "server.max_connections": UNADMITTED + 100},
+    ],
+    ids=["default limits", "room for all of them"],
+)
+@pytest.mark.parametrize("half_open", [False, True], ids=["slow from the first byte", "half-open handshakes"])
+def test_ten_thousand_slow_strangers_at_the_tls_port_stay_within_the_documented_memory(
+    start_broker, descriptors, connect, tmp_path, half_open, limits, record_property
+):
+    """Half-open: the first flight comes at once and is answered, then a record that never becomes complete."""
+    descriptors(UNADMITTED + 1000)
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("broker")
+    files = {"tls.cert_file": str(cert), "tls.key_file": str(key)}
+    broker = start_broker({**METRICS, "server.tls_bind_addr": "127.0.0.1:0", **files, **limits})
+    host, _, port = broker.wait_for("ready")["tls"].rpartition(":")
+    reader, writer = connect(broker, hello=True).subscribe("inside"), connect(broker, hello=True)
+    context = ssl.create_default_context(cafile=authority.file)
+    secure = context.wrap_socket(socket.create_connection((host, int(port)), timeout=60), server_hostname=host)
+    hello = client_hello()
+    slow = hello + b"\x14\x03\x03\x00\x01\x01\x17\x03\x03\x00\xff" + bytes(60) if half_open else hello
+    crowd = UnadmittedClients((host, int(port)), slow, len(hello) if half_open else 1, half_open)
+    served(reader, writer, 0)
+    before, most = broker.rss_bytes(), 0
+    came = ended = 0
+    next_byte = time.monotonic()
+    with secure, contextlib.closing(crowd):
+        while crowd.ended < UNADMITTED:
+            if came < UNADMITTED:
+                crowd.come(100)
+                came += 100
+            if time.monotonic() >= next_byte:
+                crowd.send_a_byte_each()
+                next_byte += 1
+            crowd.look()
+            ended += 1
+            served(reader, writer, ended)  # during the whole time
+            secure.sendall(command(PUB, "inside", b"%d over TLS" % ended))
+            assert reader.next().payload == b"%d over TLS" % ended
+            most = max(most, broker.rss_bytes())
+    pending_max = UNADMITTED if limits else 1024
+    record_property("growth_bytes", most - before)
+    assert most - before < TLS_BYTES + pending_max * TLS_HANDSHAKE_BYTES + (32 << 20)
+    timeouts = metric(broker, "blipmq_connections_hello_timeouts_total")
+    pushed_out = metric(broker, "blipmq_connections_refused_total", reason="max_pending")
+    assert timeouts + pushed_out == UNADMITTED, "each was closed by the broker, for one of two reasons"
+    assert bool(pushed_out) == (not limits)
+    until(lambda: metric(broker, "blipmq_connections_pending") == 0, "no pending connection is left")
+    lines = len(broker.log)
+    assert lines < 2000, f"{lines} lines in the log"
 
 
 def test_commands_before_hello_have_no_effect(guarded, connect):

@@ -17,8 +17,9 @@ INTERPRETER_BYTES, KEYS_BYTES = 22 * MIB, 5 * MIB
 # connection: OpenSSL's state, one record that has not come completely, the ciphertext of one send, and answers of TLS behind it.
 TLS_BYTES = 10 * MIB
 TLS_CONNECTION_BYTES = (28 + 17 + 176) * KIB
-# A pending handshake: OpenSSL's state, the read and the flight of one step.
-TLS_HANDSHAKE_BYTES = 64 * KIB
+# A pending handshake: OpenSSL's state, the read and the flight of one step (64 KiB at most), and the allocator's gaps while
+# thousands come and go.
+TLS_HANDSHAKE_BYTES = 80 * KIB
 # A WebSocket connection: the layer's state, and the rest of one frame that its socket has not taken; before its upgrade the
 # request.
 WEBSOCKET_CONNECTION_BYTES, WEBSOCKET_REQUEST_BYTES = 65 * KIB, 8 * KIB
