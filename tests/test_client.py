@@ -566,10 +566,65 @@ def test_answers_arrive_while_a_queue_is_full(broker: FakeBroker) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
+def test_an_unread_subscription_delays_no_other_reader_and_counts_its_losses(broker: FakeBroker, overflow: str) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            unread = await client.subscribe("a", queue_messages_max=10, overflow=overflow)
+            read = await client.subscribe("b")
+            ids = iter(range(1, 10_000))
+            for _ in range(30):
+                broker.send(b"".join(fake_broker.message(next(ids), bytes(9000), "a") for _ in range(5)))
+                number = next(ids)
+                broker.send(fake_broker.message(number, b"x", "b"))
+                assert (await read.next(10)).id == number
+            found = [(await unread.next(10)).id for _ in range(len(unread.messages))]
+            assert len(found) + unread.dropped == 150
+            assert 10 <= len(found) <= 15  # the last five came after the last check
+            assert found[0] == 1 if overflow == "drop_new" else found[0] > 100
+
+    run(main)
+
+
+def test_a_full_queue_that_blocks_makes_other_readers_wait_and_loses_nothing(broker: FakeBroker) -> None:
+    async def main() -> None:
+        async with connect(broker) as client:
+            unread = await client.subscribe("a", queue_messages_max=10, overflow="block")
+            read = await client.subscribe("b")
+            broker.send(b"".join(fake_broker.message(number, b"x", "a") for number in range(1, 21)))
+            await until(lambda: client.reading_paused)
+            broker.send(fake_broker.message(21, b"x", "b"))
+            with pytest.raises(TimedOut):
+                await read.next(0.05)
+            assert [(await unread.next(10)).id for _ in range(20)] == list(range(1, 21))
+            assert (await read.next(10)).id == 21
+            assert unread.dropped == 0
+
+    run(main)
+
+
+def test_messages_of_qos_1_are_never_dropped_from_a_full_queue(broker: FakeBroker) -> None:
+    broker.has_log = True
+
+    async def main() -> None:
+        async with connect(broker) as client:
+            unread = await client.subscribe("a", qos=1, queue_messages_max=4)
+            read = await client.subscribe("b")
+            for number in range(1, 41):
+                broker.send(fake_broker.message(number, b"x", "a", qos=number % 2))
+                broker.send(fake_broker.message(100 + number, b"x", "b"))
+                await read.next(10)
+            found = [(await unread.next(10)).id for _ in range(len(unread.messages))]
+            assert [id_ for id_ in found if id_ % 2] == list(range(1, 41, 2))
+            assert found == sorted(found) and unread.dropped >= 19
+
+    run(main)
+
+
 def test_a_queue_far_over_its_limit_stops_answers_too(broker: FakeBroker) -> None:
     async def main() -> None:
         async with connect(broker, timeout_s=0.2) as client:
-            messages = await client.subscribe("a", queue_bytes_max=100)
+            messages = await client.subscribe("a", queue_bytes_max=100, overflow="block")
             broker.send(fake_broker.message(1, bytes(1000), "a"))
             await until(lambda: client.reading_paused)
             with pytest.raises(TimedOut, match="not being read"):
@@ -697,11 +752,54 @@ def test_a_blocking_publisher_with_a_subscription_does_not_deadlock(broker: Fake
 
 def test_an_unread_blocking_subscription_is_named_in_the_error(broker: FakeBroker) -> None:
     with connect_blocking(broker) as client:
-        client.subscribe("a", queue_messages_max=1)
+        client.subscribe("a", queue_messages_max=1, overflow="block")
         other = client.subscribe("b")
         broker.send(b"".join(fake_broker.message(number + 1, b"x", "a") for number in range(4)))
         with pytest.raises(UsageError, match="subscription to a holds 4 unread messages"):
             other.next(10)
+
+
+def test_an_unread_blocking_subscription_drops_its_oldest_messages_while_another_is_read(broker: FakeBroker) -> None:
+    with connect_blocking(broker) as client:
+        unread = client.subscribe("a", queue_messages_max=5)
+        read = client.subscribe("b")
+        for number in range(1, 101):
+            broker.send(fake_broker.message(number, b"x", "a") + fake_broker.message(1000 + number, b"x", "b"))
+            assert read.next(10).id == 1000 + number
+        found = [unread.next(10).id for _ in range(len(unread.messages))]
+        assert 5 <= len(found) <= 6 and found == list(range(101 - len(found), 101))
+        assert unread.dropped == 100 - len(found)
+
+
+def test_the_log_has_outages_losses_and_refusals(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "blipmq.client")
+
+    async def main() -> None:
+        states = States()
+        async with connect(broker, on_state=states) as client:
+            broker.refusals["PUB"] = (403, "no right")
+            await client.publish("a", b"x")
+            with pytest.raises(Refused):
+                await client.flush()
+            broker.kick()
+            await states.until("connected", 2)
+            await client.subscribe("b", queue_messages_max=1)
+            read = await client.subscribe("c")
+            broker.send(b"".join(fake_broker.message(number, b"x", "b") for number in range(1, 13)))
+            for number in (20, 21):  # the second is read behind a full queue
+                broker.send(fake_broker.message(number, b"x", "c"))
+                await read.next(10)
+
+    run(main)
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    address = broker.address
+    assert [line for line in lines if line[0] == "INFO" and line[1].startswith("connected")] == [
+        ("INFO", f"connected to {address}")
+    ] * 2
+    warnings = [text for level, text in lines if level == "WARNING"]
+    assert warnings[0].startswith("A publish was refused (403): no right.")
+    assert warnings[1].startswith(f"disconnected from {address}: ")
+    assert warnings[2].startswith("the reader of b is slow: ") and len(warnings) == 3
 
 
 def test_the_publisher_receives_413_before_the_connection_closes(broker: FakeBroker) -> None:

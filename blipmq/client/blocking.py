@@ -34,7 +34,7 @@ from blipmq.client.blocking_connection import BlockingConnection, StateCallback
 from blipmq.client.blocking_subscription import BlockingSubscription as BlockingSubscription
 from blipmq.client.call_lock import locked
 from blipmq.client.in_flight import WINDOW_MESSAGES_MAX, Request, check_window
-from blipmq.client.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
+from blipmq.client.inbox import DROP_OLDEST, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX, Inbox
 from blipmq.client.protocol import ClientProtocol, Published, PublishedCount, Receipt, as_bytes, decode_info
 from blipmq.client.reconnect import check_options, seconds_to_wait
 from blipmq.client.trust import Tls, context_for
@@ -217,6 +217,7 @@ class BlockingClient:
         auto_ack: bool = True,
         queue_messages_max: int = QUEUE_MESSAGES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
+        overflow: str = DROP_OLDEST,
     ) -> BlockingSubscription:
         """Subscribe to a topic or filter. The options are those of Client.subscribe. Raises UsageError, Refused,
         Disconnected, TimedOut."""
@@ -230,6 +231,7 @@ class BlockingClient:
             auto_ack=auto_ack,
             messages_max=queue_messages_max,
             bytes_max=queue_bytes_max,
+            overflow=overflow,
         )
         while True:
             connection.wait_connected()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from blipmq.base.backoff import Backoff
 from blipmq.base.tcp_keepalive import LOOKS, LOST_MS, Owed
+from blipmq.client import log
 from blipmq.client.address import Address
 from blipmq.client.address_order import Tried, another_may_do, share_s
 from blipmq.client.blocking_happy_eyeballs import dial, look_up, shake_hands
@@ -162,6 +163,7 @@ class BlockingConnection:
 
     def _set_state(self, state: str, error: BlipMQError | None) -> None:
         if state != self.state:
+            log.write_state(self.address, self.state, state, error)
             self.state = state
             if self._on_state is not None:
                 self._on_state(state, error)
@@ -194,17 +196,20 @@ class BlockingConnection:
     # ---- waiting ----
 
     def wait(self, ready: Callable[[], bool], timeout_s: float | None, reader: Inbox | None = None) -> None:
-        """Process incoming data until `ready()` or the timeout. Raises UsageError if a queue is full and nothing reads
-        it."""
+        """Process incoming data until `ready()` or the timeout. Other queues over their limits drop QoS 0 messages: over
+        their limits while a `reader` waits, else over OVERRUN times their limits. Raises UsageError if a queue that
+        blocks is full and nothing reads it."""
         deadline_s = None if timeout_s is None else self.clock() + timeout_s
         while not ready():
             if deadline_s is not None and self.clock() >= deadline_s:
                 return
             for inbox in self.protocol.all_inboxes():
-                if inbox is not reader and inbox.is_full(OVERRUN):
+                if inbox is not reader:
+                    inbox.trim(OVERRUN if reader is None else 1)
+                if inbox is not reader and inbox.blocks and inbox.is_full(OVERRUN):
                     raise UsageError(
                         f"The subscription to {inbox.filter} holds {len(inbox.messages)} unread messages, "
-                        "so nothing behind them can be read. Read it, close it, or use a client for each."
+                        "so nothing behind them can be read. Read it, close it, or subscribe with another overflow."
                     )
             self.step(deadline_s)
 
@@ -267,7 +272,9 @@ class BlockingConnection:
     def _wait_for_room(self) -> None:
         assert self._socket is not None
         events = selectors.EVENT_WRITE
-        if not any(inbox.is_full(OVERRUN) for inbox in self.protocol.all_inboxes()):
+        for inbox in self.protocol.all_inboxes():
+            inbox.trim(OVERRUN)
+        if not any(inbox.blocks and inbox.is_full(OVERRUN) for inbox in self.protocol.all_inboxes()):
             events |= selectors.EVENT_READ
         self._selector.modify(self._socket, events)
         try:

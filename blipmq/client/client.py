@@ -35,7 +35,7 @@ from blipmq.client.admin import (
 from blipmq.client.awaitable_context import AwaitableContext as AwaitableContext
 from blipmq.client.connection import Connection, Opener, StateCallback
 from blipmq.client.in_flight import WINDOW_MESSAGES_MAX, Request, check_window
-from blipmq.client.inbox import QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
+from blipmq.client.inbox import DROP_OLDEST, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX
 from blipmq.client.protocol import ClientProtocol, Published, PublishedCount, Receipt, as_bytes, decode_info
 from blipmq.client.reconnect import check_options, seconds_to_wait
 from blipmq.client.subscription import Subscription as Subscription
@@ -250,6 +250,7 @@ class Client:
         auto_ack: bool = True,
         queue_messages_max: int = QUEUE_MESSAGES_MAX,
         queue_bytes_max: int = QUEUE_BYTES_MAX,
+        overflow: str = DROP_OLDEST,
     ) -> AwaitableContext[Subscription]:
         """Subscribe to a topic or filter: `await` it, or `async with client.subscribe("a.*") as messages`.
 
@@ -258,8 +259,13 @@ class Client:
             group      the queue group: each message goes to one member
             auto_ack   a QoS 1 message is acknowledged when the next one is asked for; False: call Subscription.ack
 
-        When one subscription's queue is full, the client stops reading from the broker, for all its subscriptions,
-        until the reader of that queue has caught up. Raises UsageError, Refused, Disconnected, TimedOut.
+            overflow   what a full queue does: see below
+
+        When a queue is full, the client stops reading from the broker until its reader has caught up. If the reader of
+        another subscription waits meanwhile, the full queue drops its oldest QoS 0 messages and counts them in
+        `Subscription.dropped` ("drop_oldest"), or its newest ("drop_new"); a request that waits lets a queue grow to four
+        times its limits before that. With "block" it drops nothing, and the others wait. QoS 1 messages are never
+        dropped. Raises UsageError, Refused, Disconnected, TimedOut.
         """
         subscription = Subscription(
             self._connection,
@@ -270,6 +276,7 @@ class Client:
             auto_ack=auto_ack,
             messages_max=queue_messages_max,
             bytes_max=queue_bytes_max,
+            overflow=overflow,
         )
         return AwaitableContext(self._subscribe(subscription))
 

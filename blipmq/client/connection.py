@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from blipmq.base.backoff import Backoff
 from blipmq.base.tcp_keepalive import LOOKS, Owed
+from blipmq.client import log
 from blipmq.client.address import Address, unreachable
 from blipmq.client.address_order import Tried, another_may_do, share_s
 from blipmq.client.happy_eyeballs import dial, look_up
@@ -270,6 +271,7 @@ class Connection:
 
     def _set_state(self, state: str, error: BlipMQError | None) -> None:
         if state != self.state:
+            log.write_state(self.address, self.state, state, error)
             self.state = state
             if self._on_state is not None:
                 asyncio.get_running_loop().call_soon(self._on_state, state, error)
@@ -441,17 +443,33 @@ class Connection:
     # ---- back-pressure ----
 
     def _pause_if_full(self) -> None:
-        if not self.reading_paused and self._link is not None and self._link.transport is not None:
-            times = OVERRUN if self.protocol.waiting else 1
-            if any(inbox.is_full(times) for inbox in self.protocol.all_inboxes()):
-                self.reading_paused = True
-                self._link.transport.pause_reading()
+        if self.reading_paused or self._link is None or self._link.transport is None:
+            return
+        full = [inbox for inbox in self.protocol.all_inboxes() if inbox.is_full()]
+        if full and (times := self._patience()):
+            for inbox in full:
+                inbox.trim(times)
+            full = [inbox for inbox in full if inbox.blocks and inbox.is_full(OVERRUN if self.protocol.waiting else 1)]
+        if full:
+            self.reading_paused = True
+            self._link.transport.pause_reading()
+
+    def _patience(self) -> int:
+        """How many times its limits a full queue may hold, because somebody waits for input behind its messages: the
+        reader of an empty queue, or a request. 0: nobody waits, so reading can be paused without harm."""
+        if any(inbox.readers and not inbox.messages for inbox in self.protocol.all_inboxes()):
+            return 1
+        return OVERRUN if self.protocol.waiting else 0
 
     def resume_if_room(self) -> None:
-        """Resume reading if every queue is at most half full, or if a request is unanswered and no queue has overrun
-        its limit."""
+        """Resume reading if every queue is at most half full, or if somebody waits and no queue that blocks prevents
+        it."""
         if self.reading_paused and self._link is not None and self._link.transport is not None:
             inboxes = self.protocol.all_inboxes()
+            if times := self._patience():
+                for inbox in inboxes:
+                    inbox.trim(times)
+                inboxes = [inbox for inbox in inboxes if inbox.blocks]
             if self.protocol.waiting:
                 room = not any(inbox.is_full(OVERRUN) for inbox in inboxes)
             else:

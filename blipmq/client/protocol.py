@@ -21,6 +21,7 @@ from typing import Any
 
 from blipmq import errors
 from blipmq.base.validation import API_KEY_BYTES_MAX, check_text
+from blipmq.client import log
 from blipmq.client.in_flight import PENDING_MAX as PENDING_MAX
 from blipmq.client.in_flight import InFlight, Request
 from blipmq.client.inbox import Inbox, check_identity
@@ -372,6 +373,8 @@ class ClientProtocol:
             self.refusals.append(error)
             if self.on_refusal is not None:
                 self.on_refusal(error)
+            else:
+                log.write("WARNING", "%s", error)
 
 
 class Receipt(int):

@@ -89,9 +89,14 @@ class Subscription(Inbox):
         self._acknowledge(ids_of(messages, 1))
 
     async def _wait(self) -> None:
-        while not self.messages and not self.ended:
-            self._arrived.clear()
-            await self._arrived.wait()
+        self.readers += 1
+        try:
+            while not self.messages and not self.ended:
+                self._connection.resume_if_room()
+                self._arrived.clear()
+                await self._arrived.wait()
+        finally:
+            self.readers -= 1
 
     def _settle(self) -> None:
         taken, self.taken = self.taken, []
