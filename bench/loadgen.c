@@ -125,8 +125,8 @@ static void *zeroed(size_t count, size_t size) {
 /* ---- options ---- */
 
 static const char usage[] =
-    "usage: loadgen --protocol blipmq|nats|mqtt|redis|raw --port N [options]\n"
-    "       loadgen --protocol blipmq1|jetstream|xadd --port N [options]      publishes that are acknowledged, and no "
+    "usage: loadgen --protocol blipmq|nats|mqtt|mqtt5|redis|raw --port N [options]\n"
+    "       loadgen --protocol blipmq1|jetstream|xadd|mqtt1 --port N [options]  publishes that are acknowledged, and no "
     "subscribers\n"
     "  --host ADDRESS        IPv4 address (127.0.0.1)\n"
     "  --pid N               the broker's process: its CPU time and memory are reported\n"
@@ -481,8 +481,13 @@ static void publisher_issue_numbered(run_t *run, connection_t *publisher) {
     if (run->now_ns >= run->stop_ns) return;
     while (publisher->issued_messages - publisher->received < run->options.window) {
         uint8_t *message = publisher->ring + publisher->issued_messages % run->ring_messages * run->message_bytes;
+        unsigned packet_id = (unsigned)(publisher->issued_messages % PACKET_IDS) + 1;
         uint64_t number = ++publisher->issued_messages;
         for (unsigned i = 0; run->places.number && i < 8; i++) message[run->places.number + i] = (uint8_t)(number >> 8 * i);
+        if (run->places.packet_id) {
+            message[run->places.packet_id] = (uint8_t)(packet_id >> 8);
+            message[run->places.packet_id + 1] = (uint8_t)packet_id;
+        }
     }
 }
 

@@ -1,6 +1,6 @@
-"""The plan of a run: shapes.toml as checked values.
+"""The plan of a run: shapes.toml or mqtt.toml as checked values.
 
-Invariant: an unknown key is refused, so a typing error in shapes.toml never changes a measurement silently.
+Invariant: an unknown key is refused, so a typing error in a plan never changes a measurement silently.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ CONTROL_KINDS = ("", "subscribers", "subscriptions", "scrapes", "reloads")
 # Estimated overhead of a run on two cores, to compute the duration of a plan.
 RUN_S, START_S, CONNECTION_S, RECORD_S = 0.2, 0.4, 0.0004, 0.00001
 PLAN_FILE = Path(__file__).with_name("shapes.toml")
+MQTT_FILE = Path(__file__).with_name("mqtt.toml")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Shape:
     wildcards: int = 0
     stalled: int = 0
     idle: int = 0
+    idle_subscribe: bool = False
     topics: int = 1
     payload: int = 64
     rate: float = 0
@@ -91,6 +93,7 @@ class Shape:
         fields = ["publishers", "subscribers", "wildcards", "stalled", "idle", "topics", "payload"]
         for field in ["publishers", "payload"] if self.stored else fields:
             words += [f"--{field}", str(getattr(self, field))]
+        words += ["--idle-subscribe"] if self.idle_subscribe else []
         return words + (["--single-writes"] if self.single_writes else [])
 
 
@@ -151,7 +154,7 @@ def _entry(kind: Any, entry: dict[str, Any], where: str) -> Any:
     try:
         return kind(**entry)
     except TypeError as error:
-        raise ValueError(f"{PLAN_FILE.name}: {where} {entry.get('name', '')!r}: {error}") from None
+        raise ValueError(f"plan: {where} {entry.get('name', '')!r}: {error}") from None
 
 
 def expected_s(plan: Plan, mode: Mode, shapes: list[Shape]) -> float:

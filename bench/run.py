@@ -28,7 +28,7 @@ from typing import Any
 
 from bench import chart, report
 from bench.brokers import Broker, BrokerError, find_disk, find_program, missing, running, version_of
-from bench.plan import BrokerPlan, Mode, Plan, Shape, expected_s, read_plan
+from bench.plan import MQTT_FILE, PLAN_FILE, BrokerPlan, Mode, Plan, Shape, expected_s, read_plan
 from bench.results import Results
 from bench.syncs import counting
 from blipmq.wire import frames as wire
@@ -327,9 +327,9 @@ def peer(text: str) -> BrokerPlan:
     """NAME=PROTOCOL=COMMAND from the command line."""
     name, _, rest = text.partition("=")
     protocol, _, command = rest.partition("=")
-    if not name or not command or protocol not in ("blipmq", "nats", "mqtt", "redis", "raw"):
+    if not name or not command or protocol not in ("blipmq", "nats", "mqtt", "mqtt5", "redis", "raw"):
         raise argparse.ArgumentTypeError(
-            "NAME=PROTOCOL=COMMAND, with blipmq, nats, mqtt, redis or raw as protocol and {port} in the command"
+            "NAME=PROTOCOL=COMMAND, with blipmq, nats, mqtt, mqtt5, redis or raw as protocol and {port} in the command"
         )
     return BrokerPlan(name=name, protocol=protocol, command=shlex.split(command))
 
@@ -445,9 +445,14 @@ def write_results(session: Session, name: str, output: Path, host: dict[str, Any
     say(f"bench: written to {output / name}.md, .json{', .png' if drawn else ''}")
 
 
-def main(words: list[str] | None = None) -> int:
+def mqtt(words: list[str]) -> int:
+    """`python -m bench mqtt`: brokers of MQTT, with BlipMQ's own protocol as the floor. The options are the same."""
+    return main(words, MQTT_FILE)
+
+
+def main(words: list[str] | None = None, plan_file: Path = PLAN_FILE) -> int:
     arguments = parse_arguments(words)
-    plan, mode, shapes = narrowed(read_plan(), arguments)
+    plan, mode, shapes = narrowed(read_plan(plan_file), arguments)
     if arguments.list:
         print("shapes:  " + "; ".join(shape.name for shape in shapes))
         print("brokers: " + "; ".join(f"{broker.name} ({broker.first().protocol})" for broker in plan.brokers))
@@ -476,6 +481,7 @@ def main(words: list[str] | None = None) -> int:
         session.note(f"Interrupted after {session.rounds} whole rounds: what was measured by then is shown.")
     if not session.results.samples:
         raise SystemExit("bench: nothing was measured")
-    name = f"{datetime.date.today().isoformat()}-{arguments.name or ('quick' if arguments.quick else 'full')}"
+    kind = "mqtt-" if plan_file is MQTT_FILE else ""
+    name = f"{datetime.date.today().isoformat()}-{kind}{arguments.name or ('quick' if arguments.quick else 'full')}"
     write_results(session, name, arguments.output, host, versions)
     return 0

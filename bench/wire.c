@@ -397,7 +397,7 @@ static ssize_t nats_scan(wire_reader_t *reader, const uint8_t *bytes, size_t siz
     return scan_frames(nats_frame, reader, bytes, size, sink);
 }
 
-/* ---- MQTT 3.1.1, QoS 0 ---- */
+/* ---- MQTT 3.1.1 and 5, QoS 0 ---- */
 
 static size_t mqtt_put_remaining(uint8_t *out, uint32_t value) {
     size_t n = 0;
@@ -415,69 +415,126 @@ static size_t mqtt_put_string(uint8_t *out, const char *text) {
     return size + 2;
 }
 
+/* `more`: bytes between topic and payload, written as zeros. */
+static size_t mqtt_put_publish(uint8_t *out, uint8_t first, const char *topic, size_t more, const uint8_t *payload, uint32_t size,
+                               wire_places_t *places) {
+    out[0] = first;
+    size_t n = 1 + mqtt_put_remaining(out + 1, 2 + (uint32_t)(strlen(topic) + more) + size);
+    n += mqtt_put_string(out + n, topic);
+    memset(out + n, 0, more);
+    places->payload = n + more;
+    memcpy(out + n + more, payload, size);
+    return n + more + size;
+}
+
 static size_t mqtt_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
                            wire_places_t *places) {
     (void)ttl_ms;
-    out[0] = 0x30;
-    size_t n = 1 + mqtt_put_remaining(out + 1, 2 + (uint32_t)strlen(topic) + size);
-    n += mqtt_put_string(out + n, topic);
-    places->payload = n;
-    memcpy(out + n, payload, size);
-    return n + size;
+    return mqtt_put_publish(out, 0x30, topic, 0, payload, size, places);
 }
 
-static const char *mqtt_join(int fd, const wire_join_t *join) {
-    uint8_t out[WIRE_OVERHEAD_BYTES_MAX], answer[5];
-    char client_id[24]; /* two load generators at the same time must not take over each other's sessions */
-    snprintf(client_id, sizeof client_id, "b%d-%u", (int)getpid(), join->number);
-    size_t n = 2;
+/* MQTT 5 has the length of the properties behind the topic: none. */
+static size_t mqtt5_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                            wire_places_t *places) {
+    (void)ttl_ms;
+    return mqtt_put_publish(out, 0x30, topic, 1, payload, size, places);
+}
+
+/* A packet of at most 127 bytes behind its two-byte header. */
+static const char *mqtt_read_answer(int fd, uint8_t first, uint8_t out[128], size_t *size, const char *what) {
+    uint8_t head[2];
+    const char *error = read_all(fd, head, sizeof head, what);
+    if (error) return error;
+    if (head[0] != first || head[1] > 127) return troubled("packet 0x%02x came where %s was due", head[0], what);
+    *size = head[1];
+    return read_all(fd, out, *size, what);
+}
+
+/* Without properties. `keep`: the session outlives the connection, and the subscription has QoS 1. */
+static const char *mqtt_join_as(int fd, const wire_join_t *join, uint8_t level, const char *client_id, bool keep) {
+    uint8_t out[WIRE_OVERHEAD_BYTES_MAX], answer[128];
+    size_t n = 2, size;
     n += mqtt_put_string(out + n, "MQTT");
-    memcpy(out + n, "\4\2\0\0", 4); /* protocol level 4, clean session, no keep-alive */
-    n += 4;
+    const uint8_t rest[] = {level, keep ? 0 : 2, 0, 0, 0}; /* no keep-alive */
+    size_t rest_size = level >= 5 ? 5 : 4;
+    memcpy(out + n, rest, rest_size);
+    n += rest_size;
     n += mqtt_put_string(out + n, client_id);
     out[0] = 0x10, out[1] = (uint8_t)(n - 2);
     const char *error = write_all(fd, out, n);
-    if (!error) error = read_all(fd, answer, 4, "CONNACK");
+    if (!error) error = mqtt_read_answer(fd, 0x20, answer, &size, "CONNACK");
     if (error) return error;
-    if (answer[0] != 0x20 || answer[3] != 0) return troubled("CONNECT was refused: packet 0x%02x, code %u", answer[0], answer[3]);
+    if (size < 2 || answer[1] != 0) return troubled("CONNECT was refused with code %u", answer[1]);
     if (!join->topic) return NULL;
     n = 4;
+    if (level >= 5) out[n++] = 0;
     n += mqtt_put_string(out + n, join->topic);
-    out[n++] = 0; /* QoS 0 */
+    out[n++] = keep ? 1 : 0;
     out[0] = 0x82, out[1] = (uint8_t)(n - 2), out[2] = 0, out[3] = 1;
     error = write_all(fd, out, n);
-    if (!error) error = read_all(fd, answer, 5, "SUBACK");
-    if (!error && (answer[0] != 0x90 || answer[4] > 2))
-        error = troubled("SUBSCRIBE was refused: packet 0x%02x, code %u", answer[0], answer[4]);
+    if (!error) error = mqtt_read_answer(fd, 0x90, answer, &size, "SUBACK");
+    if (!error && size < 3) error = "SUBACK has no code";
+    if (!error && answer[size - 1] != (keep ? 1 : 0)) error = troubled("SUBSCRIBE was answered with code %u", answer[size - 1]);
     return error;
 }
 
-static inline ssize_t mqtt_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
-    if (reader_knows(reader, at, size)) return known_frame(reader, at, 0, frame);
+/* Two load generators at the same time must not take over each other's sessions. */
+static const char *mqtt_join_level(int fd, const wire_join_t *join, uint8_t level) {
+    char client_id[24];
+    snprintf(client_id, sizeof client_id, "b%d-%u", (int)getpid(), join->number);
+    return mqtt_join_as(fd, join, level, client_id, false);
+}
+
+static const char *mqtt_join(int fd, const wire_join_t *join) { return mqtt_join_level(fd, join, 4); }
+static const char *mqtt5_join(int fd, const wire_join_t *join) { return mqtt_join_level(fd, join, 5); }
+
+/* The size of a whole packet, and of its header; 0: not all of it is there. */
+static ssize_t mqtt_packet(const uint8_t *at, size_t size, size_t *header, wire_sink_t *sink) {
     uint32_t remaining = 0;
-    size_t header = 1;
+    size_t n = 1;
     for (unsigned shift = 0;; shift += 7) {
-        if (header == size) return 0;
-        if (shift > 21) return refuse(sink, "mosquitto sent a remaining length of more than four bytes");
-        remaining |= (uint32_t)(at[header] & 127) << shift;
-        if (!(at[header++] & 128)) break;
+        if (n == size) return 0;
+        if (shift > 21) return refuse(sink, "a remaining length of more than four bytes came");
+        remaining |= (uint32_t)(at[n] & 127) << shift;
+        if (!(at[n++] & 128)) break;
     }
-    if (size - header < remaining) return 0;
-    size_t frame_size = header + remaining;
-    if (at[0] == 0xd0) return (ssize_t)frame_size; /* PINGRESP */
-    if (at[0] != 0x30 || remaining < 2)
+    *header = n;
+    return size - n < remaining ? 0 : (ssize_t)(n + remaining);
+}
+
+static inline ssize_t mqtt_message(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink,
+                                   size_t properties) {
+    if (reader_knows(reader, at, size)) return known_frame(reader, at, 0, frame);
+    size_t header;
+    ssize_t whole = mqtt_packet(at, size, &header, sink);
+    if (whole <= 0 || at[0] == 0xd0) return whole; /* PINGRESP */
+    size_t frame_size = (size_t)whole;
+    if (at[0] != 0x30 || frame_size - header < 2)
         return refuse(sink, troubled("an MQTT packet 0x%02x came where PUBLISH at QoS 0 was due", at[0]));
-    size_t payload_at = header + 2 + ((size_t)at[header] << 8 | at[header + 1]);
+    size_t payload_at = header + 2 + ((size_t)at[header] << 8 | at[header + 1]) + properties;
     if (payload_at > frame_size) return refuse(sink, "an MQTT PUBLISH has a topic longer than itself");
+    if (properties && at[payload_at - 1] != 0) return refuse(sink, "an MQTT PUBLISH has properties, and none was sent");
     reader_learn(reader, at, payload_at, frame_size);
     frame->kind = FRAME_MESSAGE;
     frame->payload = at + payload_at;
     frame->payload_size = frame_size - payload_at;
-    return (ssize_t)frame_size;
+    return whole;
+}
+
+static inline ssize_t mqtt_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    return mqtt_message(reader, at, size, frame, sink, 0);
+}
+
+static inline ssize_t mqtt5_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    return mqtt_message(reader, at, size, frame, sink, 1);
 }
 
 static ssize_t mqtt_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
     return scan_frames(mqtt_frame, reader, bytes, size, sink);
+}
+
+static ssize_t mqtt5_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(mqtt5_frame, reader, bytes, size, sink);
 }
 
 /* ---- Redis ---- */
@@ -735,15 +792,47 @@ static ssize_t xadd_scan(wire_reader_t *reader, const uint8_t *bytes, size_t siz
     return scan_frames(xadd_frame, reader, bytes, size, sink);
 }
 
+/* MQTT 3.1.1, QoS 1: PUBACKs have the order of the publishes. */
+
+static size_t mqtt1_publish(uint8_t *out, const char *topic, const uint8_t *payload, uint32_t size, uint64_t ttl_ms,
+                            wire_places_t *places) {
+    (void)ttl_ms;
+    size_t n = mqtt_put_publish(out, 0x32, topic, 2, payload, size, places);
+    places->packet_id = places->payload - 2;
+    return n;
+}
+
+/* The setup connection leaves a session with a subscription behind. */
+static const char *mqtt1_join(int fd, const wire_join_t *join) {
+    if (join->role == ROLE_KEEPER) return mqtt_join_as(fd, join, 4, "keeper", true);
+    return mqtt_join_level(fd, join, 4);
+}
+
+static inline ssize_t mqtt1_frame(wire_reader_t *reader, const uint8_t *at, size_t size, frame_t *frame, wire_sink_t *sink) {
+    size_t header;
+    ssize_t whole = mqtt_packet(at, size, &header, sink);
+    if (whole <= 0) return whole;
+    unsigned due = (unsigned)(reader->acked % PACKET_IDS) + 1;
+    if (at[0] != 0x40 || whole != 4 || ((unsigned)at[2] << 8 | at[3]) != due)
+        return refuse(sink, troubled("packet 0x%02x of %zd bytes came where PUBACK of %u was due", at[0], whole, due));
+    return ack_take(reader, reader->acked + 1, (size_t)whole, frame, sink);
+}
+
+static ssize_t mqtt1_scan(wire_reader_t *reader, const uint8_t *bytes, size_t size, wire_sink_t *sink) {
+    return scan_frames(mqtt1_frame, reader, bytes, size, sink);
+}
+
 static const wire_t wires[] = {
     {"blipmq", "bench/t%04u", "bench/#", "", blipmq_publish, blipmq_join, blipmq_scan, false},
     {"nats", "bench.t%04u", "bench.>", "PONG\r\n", nats_publish, nats_join, nats_scan, false},
     {"mqtt", "bench/t%04u", "bench/#", "", mqtt_publish, mqtt_join, mqtt_scan, false},
+    {"mqtt5", "bench/t%04u", "bench/#", "", mqtt5_publish, mqtt5_join, mqtt5_scan, false},
     {"redis", "bench/t%04u", "bench/*", "", redis_publish, redis_join, redis_scan, false},
     {"raw", "bench/t%04u", "bench/#", "", blipmq_publish, raw_join, raw_scan, false},
     {"blipmq1", "bench/t%04u", "bench/#", "", blipmq1_publish, blipmq1_join, blipmq1_scan, true},
     {"jetstream", "bench.t%04u _INBOX.%05u", "", "PONG\r\n", nats_publish, jetstream_join, jetstream_scan, true},
     {"xadd", "bench/t%04u", "", "", xadd_publish, xadd_join, xadd_scan, true},
+    {"mqtt1", "bench/t%04u", "bench/#", "", mqtt1_publish, mqtt1_join, mqtt1_scan, true},
 };
 
 const wire_t *wire_named(const char *name) {

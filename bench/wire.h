@@ -40,10 +40,13 @@ typedef struct {
     uint64_t acked; /* acknowledged: number of the last answer */
 } wire_reader_t;
 
-/* Offset of the payload in a frame, and of the eight little-endian bytes that number it; 0: it has no number. */
+/* Offsets in a frame: of the payload, of the eight little-endian bytes that number it, and of an MQTT packet identifier. 0: it
+ * has none. */
 typedef struct {
-    size_t payload, number;
+    size_t payload, number, packet_id;
 } wire_places_t;
+
+enum { PACKET_IDS = 65535 }; /* of MQTT: message n has the identifier n % PACKET_IDS + 1, from n = 0 */
 
 /* Result of a scan. take is called for the first message of each scan, or for each message if every is set. */
 typedef struct wire_sink wire_sink_t;

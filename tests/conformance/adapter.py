@@ -23,9 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blipmq.config.settings import Mqtt
+
 PR_SET_PDEATHSIG = 1
 REFUSED = 3
 SALT = bytes(32)
+# What mosquitto has without a setting, and its scripts go beyond.
+LEVELS = 201
+ALIASES = 10
 # The common name in the certificate of the scripts' clients.
 CLIENT = "test client"
 IDENTITY = ("use_identity_as_username", "use_subject_as_username")
@@ -165,9 +170,12 @@ def write(translation: Translation, place: Path, directory: Path) -> Path:
         "wal.enabled": True,
         "wal.directory": str(place / "wal"),
         "wal.reserve_bytes": 0,
+        "limits.max_topic_levels": LEVELS,
         "logging.level": "debug",
         **translation.settings,
     }
+    if "topic_alias_maximum" in Mqtt.declared:
+        settings["mqtt.topic_alias_maximum"] = ALIASES
     if translation.keys is not None:
         (place / "keys").write_text(key_file(translation.keys), encoding="utf-8")
         (place / "keys").chmod(0o600)
