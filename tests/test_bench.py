@@ -49,16 +49,21 @@ fn=disk_write
 # ---- the plan --------------------------------------------------------------------------------------------------------
 
 
+PLANS = [plan.PLAN_FILE, plan.MQTT_FILE]
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 @pytest.mark.parametrize(("mode", "within_s"), [("quick", 120), ("full", 25 * 60)])
-def test_the_plan_fits_its_time_as_computed(mode: str, within_s: int) -> None:
-    whole = plan.read_plan()
+def test_the_plan_fits_its_time_as_computed(path: Path, mode: str, within_s: int) -> None:
+    whole = plan.read_plan(path)
     shapes = [shape for shape in whole.shapes if shape.quick or mode == "full"]
     assert plan.expected_s(whole, whole.modes[mode], shapes) < within_s
     assert whole.modes[mode].budget_s <= within_s
 
 
-def test_goals_name_existing_shapes_and_brokers() -> None:
-    whole = plan.read_plan()
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_goals_name_existing_shapes_and_brokers(path: Path) -> None:
+    whole = plan.read_plan(path)
     shapes = {shape.name for shape in whole.shapes} | {"start", "*"}
     brokers = {broker.name for broker in whole.brokers}
     for goal in whole.goals:
