@@ -10,6 +10,7 @@ import os
 
 from blipmq.base.stdio import print_out, say
 from blipmq.config.convert import Fate, convert, printable
+from blipmq.config.convert_mosquitto import is_mosquitto, read_mosquitto
 from blipmq.config.convert_v1 import read_v1
 from blipmq.config.schema_reader import read_text
 from blipmq.errors import ConfigError, UsageError
@@ -17,7 +18,8 @@ from blipmq.errors import ConfigError, UsageError
 
 def run(old: str, output: str | None) -> int:
     """Convert the file `old`. Raises `ConfigError` and `UsageError`."""
-    made = convert(read_text(old, "Check the path after --convert."), old, read_v1)
+    text = read_text(old, "Check the path after --convert.")
+    made = convert(text, old, read_mosquitto if is_mosquitto(text) else read_v1)
     for fate in made.fates:
         say(
             f"{old}:{fate.line}: {printable(fate.old)}: {fate.said}"

@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
     check.add_argument(
-        "--convert", metavar="OLD", help="convert OLD, a configuration of BlipMQ 1.0.0, to one for this version"
+        "--convert",
+        metavar="OLD",
+        help="convert OLD, a configuration of BlipMQ 1.0.0 or a mosquitto.conf, to one for this version",
     )
     check.add_argument("--output", metavar="FILE", help="with --convert: write here instead of to standard output")
 

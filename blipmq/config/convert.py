@@ -168,7 +168,7 @@ def _fit_exposure(settings: _Settings, keys_were_meant: bool) -> None:
     """A broker that served everyone still does, and one that was meant to require keys never becomes open."""
     if settings.get("auth.api_keys") or settings.get("auth.keys_file") or settings.get("auth.allow_anonymous"):
         return
-    for key in ("server.bind_addr", "server.tls_bind_addr"):
+    for key in ("server.bind_addr", "server.tls_bind_addr", "mqtt.bind_addr", "mqtt.tls_bind_addr"):
         address = settings.get(key)
         if not address or is_loopback(split_address(address)[0]):
             continue

@@ -706,6 +706,19 @@ each old line: kept, renamed, replaced (with the reason), no effect, or left out
 | `auth.allow_anonymous` | `true` is added if the old broker served everyone | it goes on serving everyone; keys are safer |
 | `auth.api_keys` | clients of 1.0.0 are refused if there are keys | their protocol cannot send a key |
 
+## From mosquitto
+
+`blipmq check --convert mosquitto.conf` converts the common settings of mosquitto 2.0 in the same way: listeners, certificates,
+limits, log level. Three parts need work by hand, and standard error says so for each line:
+
+| setting | here |
+|---|---|
+| `password_file` | passwords cannot be converted. Create a key for each user in `auth.keys_file`: `blipmq keys add USER` |
+| `acl_file` | a key has rights: `blipmq keys add USER --allow pub:TOPIC --allow sub:FILTER` |
+| `connection` and the lines below it | bridges are not converted |
+
+A broker that asked for a user asks for a key. It serves everyone only if every listener of mosquitto did.
+
 ## Reloading
 
 On SIGHUP the broker reads the file again. Keys marked *reload* take effect at once. Changes to other keys are logged and take

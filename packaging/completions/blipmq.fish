@@ -13,7 +13,7 @@ complete -c blipmq -n '__fish_seen_subcommand_from start' -s h -l help -d 'show 
 complete -c blipmq -n '__fish_seen_subcommand_from start' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l config -r -F -d 'TOML file; else $BLIPMQ_CONFIG, else ./blipmq.toml, else the defaults'
-complete -c blipmq -n '__fish_seen_subcommand_from check' -l convert -x -d 'convert OLD, a configuration of BlipMQ 1.0.0, to one for this version'
+complete -c blipmq -n '__fish_seen_subcommand_from check' -l convert -x -d 'convert OLD, a configuration of BlipMQ 1.0.0 or a mosquitto.conf, to one for this version'
 complete -c blipmq -n '__fish_seen_subcommand_from check' -l output -r -F -d 'with --convert: write here instead of to standard output'
 complete -c blipmq -n '__fish_seen_subcommand_from health' -s h -l help -d 'show this help message and exit'
 complete -c blipmq -n '__fish_seen_subcommand_from health' -l ready -d 'check that it accepts clients, instead'
