@@ -1,5 +1,8 @@
 """Reference model of admission: which connections are pending, displaced and admitted.
 
+A connection may need steps before its protocol: records of a TLS handshake, the request of a WebSocket. Without keys the last
+of them admits it, and a connection that needs none is admitted at once.
+
 Invariant: `pending` contains the open connections that are not admitted. `silent` contains those of them whose HELLO
 was not passed to Python, in the order of displacement. Time is an argument.
 """
@@ -18,9 +21,11 @@ def place(address: str) -> str:
 
 
 class AdmissionModel:
-    def __init__(self, total: int, each: int, most: int, hello_ms: int, now_ms: int) -> None:
+    def __init__(self, total: int, each: int, most: int, hello_ms: int, now_ms: int, keys: bool = True) -> None:
         self.total, self.each, self.most, self.hello_ms, self.now_ms = total, each, most, hello_ms, now_ms
+        self.keys = keys
         self.inside: set[int] = set()
+        self.steps: dict[int, int] = {}  # left before the protocol
         self.pending: dict[int, tuple[str, int]] = {}  # limited address, deadline
         self.silent: list[int] = []
         self.counts = dict.fromkeys(
@@ -32,11 +37,16 @@ class AdmissionModel:
         """Connections whose HELLO was passed to Python."""
         return [name for name in self.pending if name not in self.silent]
 
-    def arrive(self, name: int, address: str) -> bool:
+    def arrive(self, name: int, address: str, steps: int = 0) -> bool:
         """Whether the connection is accepted."""
         taken = [whose for whose, _ in self.pending.values()]
         if len(self.inside) >= self.most:
             return False
+        if not self.keys and not steps:
+            self.steps[name] = 0
+            self.inside.add(name)
+            self.counts["accepted"] += 1
+            return True
         if place(address) and taken.count(place(address)) >= self.each:
             self.counts["refused_pending_address"] += 1
             return False
@@ -46,11 +56,19 @@ class AdmissionModel:
                 return False
             self.leave(self.silent[0])
         self.inside.add(name)
+        self.steps[name] = steps
         self.pending[name] = place(address), self.now_ms + self.hello_ms
         self.silent.append(name)
         self.counts["accepted"] += 1
         self._count()
         return True
+
+    def step(self, name: int) -> None:
+        """One step of its handshakes is done."""
+        self.steps[name] -= 1
+        if not self.steps[name] and not self.keys:
+            self.admit(name)
+            self.silent.remove(name)
 
     def hello(self, name: int) -> None:
         self.silent.remove(name)

@@ -4,8 +4,11 @@ Neither knows of the other."""
 import os
 
 import pytest
+from admission_model import AdmissionModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from stepped import SocketClient
-from toy import ALERT, DATA, HANDSHAKE, Records, Toy, ToyBench
+from toy import ALERT, DATA, HANDSHAKE, Records, Toy, ToyBench, ToyClient
 from toy import CLOSE as CLOSE_NOTIFY
 from websocket_peer import CLOSE, PING, PONG, WebSocketClient, close, frame, request
 
@@ -200,3 +203,111 @@ def test_a_record_that_cannot_be_decrypted_ends_the_connection_without_work(toy,
         assert client.eof
         bench.settle(1100)
         assert bench.stats()["connections"] == 0
+
+
+# ---- comparison with the reference model of admission ----
+
+KINDS = {"tcp": 0, "tls": 2, "ws": 1, "wss": 3}  # the steps before the protocol
+CLIENTS = {"tcp": SocketClient, "tls": ToyClient, "ws": WebSocketClient, "wss": SecureWebSocketClient}
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("arrive"), st.sampled_from(list(KINDS))),
+        st.tuples(st.sampled_from(["step", "half", "hello", "leave"]), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["admit", "refuse"]), st.integers(0, 3)),
+        st.tuples(st.just("wait"), st.sampled_from([10, 100, 400])),
+    ),
+    max_size=60,
+)
+
+
+class Doors:
+    """Listeners of every kind, and clients that take the steps of their handshakes one at a time."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.clients, self.steps, self.addresses = {}, {}, {}
+        for kind in KINDS:
+            bench.listen(kind in ("tls", "wss"), websocket=kind in ("ws", "wss"))
+            self.addresses[kind] = bench.address
+
+    def arrive(self, name, kind):
+        self.bench.address = self.addresses[kind]
+        client = self.clients[name] = self.bench.connect(CLIENTS[kind])
+        steps = [request()] if kind in ("ws", "wss") else []
+        if kind in ("tls", "wss"):
+            steps = [client.records.seal(HANDSHAKE), client.records.seal(HANDSHAKE), *map(client.records.data, steps)]
+        self.steps[name] = steps
+
+    def step(self, name, half=False):
+        """Send the next step, or without its last byte if it has not begun."""
+        now = self.steps[name].pop(0)
+        SocketClient.send_bytes(self.clients[name], now[:-1] if half and len(now) > 1 else now)
+        if half:
+            self.steps[name].insert(0, now[-1:])
+        self.bench.settle()
+
+    def hello(self, name):
+        self.clients[name].send(wire.HELLO, seq=1, client_id=f"c{name}", protocol=wire.PROTOCOL)
+        self.bench.settle()
+
+    def leave(self, name):
+        self.clients.pop(name).socket.close()
+        self.bench.settle()
+
+    def open(self):
+        """The clients that the core has not closed."""
+        for client in self.clients.values():
+            while not client.eof and client.receive():
+                pass
+        return {name for name, client in self.clients.items() if not client.eof}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS, total=st.integers(1, 5), most=st.integers(3, 8), keys=st.booleans())
+def test_handshakes_stand_in_the_admission_as_the_reference_model_says(toy, steps, total, most, keys):
+    limits = {"max_pending": total, "max_connections": most, "hello_timeout_ms": 500, "require_hello": int(keys)}
+    with ToyBench(toy, accept_rate=0, **limits) as bench:
+        bench.answering = False
+        twin, doors = AdmissionModel(total, total, most, 500, bench.now_ms, keys), Doors(bench)
+        for step, (what, value) in enumerate(steps):
+            waiting = sorted(name for name in twin.pending if doors.steps[name])
+            asking = sorted(name for name in twin.silent if keys and not doors.steps[name])
+            leaving = sorted(twin.inside - set(twin.heard))  # the end of a client is seen once its HELLO is answered
+            if what == "arrive":
+                doors.arrive(step, value)
+                if not twin.arrive(step, "", KINDS[value]):
+                    doors.leave(step)
+            elif what == "wait":
+                twin.wait(value)
+                bench.settle(value)
+            elif what in ("step", "half") and waiting:
+                name = waiting[value % len(waiting)]
+                half = what == "half" and len(doors.steps[name][0]) > 1
+                doors.step(name, half)
+                if not half:
+                    twin.step(name)
+            elif what == "hello" and asking:
+                name = asking[value % len(asking)]
+                twin.hello(name)
+                doors.hello(name)
+            elif what == "leave" and leaving:
+                name = leaving[value % len(leaving)]
+                twin.leave(name)
+                doors.leave(name)
+            elif what in ("admit", "refuse") and twin.heard:
+                name = twin.heard[value % len(twin.heard)]
+                event = next(event for event in bench.asked if event.client_id == f"c{name}")
+                bench.asked.remove(event)
+                if what == "admit":
+                    twin.admit(name)
+                    bench.core.admit(event.conn, event.seq, "")
+                else:
+                    twin.answer(name)
+                    bench.core.reply(event.conn, event.seq, 400, "no")
+            bench.settle()
+            assert doors.open() & set(twin.steps) == twin.inside, f"step {step}: {what} {value}"
+            bench.asked = [event for event in bench.asked if int(event.client_id[1:]) in twin.inside]
+            counters = bench.stats()
+            seen = {name: counters[name] for name in twin.counts if name != "refused_pending_address"}
+            assert seen == {name: twin.counts[name] for name in seen}, f"step {step}: {what} {value}"
+            assert counters["secure_open"] + counters["secure_pending"] <= counters["connections"]
