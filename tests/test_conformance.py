@@ -101,12 +101,14 @@ def test_an_error_code_may_come_before_the_end_of_a_connection() -> None:
         ("plain", True, ["{}"], runner.PASSED, True),
         ("known", False, [], runner.EXCEPTED, False),
         ("known", True, [], runner.PASSED, True),
+        ("later", True, [], runner.PENDING, False),
+        ("later", False, [], runner.PENDING, False),
     ],
 )
 def test_an_exception_that_is_not_needed_is_an_error(
     name: str, passed: bool, unused: list[str], verdict: str, wrong: bool
 ) -> None:
-    known = exceptions.Exceptions({"known": exceptions.Script("3.1", "a reason")})
+    known = exceptions.Exceptions({"known": exceptions.Script("3.1", "a reason")}, pending={"later": "a feature"})
     result = runner.judged(name, passed, unused, "exit status 1", 0.1, "", known)
     assert (result.verdict, result.wrong) == (verdict, wrong)
 

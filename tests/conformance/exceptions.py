@@ -30,10 +30,12 @@ class Script:
 
 @dataclass
 class Exceptions:
-    """`differences`: by script, packets that are accepted in place of the expected ones."""
+    """`differences`: by script, packets that are accepted in place of the expected ones. `pending`: scripts that need a feature
+    which BlipMQ will have; CONNACK may say so meanwhile."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
     differences: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    pending: dict[str, str] = field(default_factory=dict)
 
 
 def load(path: Path, known: set[str]) -> Exceptions:
@@ -50,6 +52,11 @@ def load(path: Path, known: set[str]) -> Exceptions:
         _check(entry, entry["script"], known)
         one = {key: entry[key] for key in ("packet", "expected", "received")}
         found.differences.setdefault(entry["script"], []).append(one)
+    for entry in data.get("pending", []):
+        for name in entry["scripts"]:
+            if name not in known or name in found.scripts:
+                raise ValueError(f"{path.name}: {name} cannot be pending")
+            found.pending[name] = entry["feature"]
     return found
 
 

@@ -48,7 +48,7 @@ MOSQUITTO = {IDENTIFIERS["receive_maximum"]: 20, IDENTIFIERS["topic_alias_maximu
 # A server may announce these where a script expects none.
 FREE = {IDENTIFIERS[name] for name in ("receive_maximum", "topic_alias_maximum", "maximum_packet_bytes")}
 TEXTS = {IDENTIFIERS["reason_string"]}
-# For a broker that is being written: it says in CONNACK which features it lacks, and scripts that do not use them may pass.
+# As long as scripts are pending, CONNACK says which features are missing, and scripts that do not use them may pass.
 if os.environ.get("CONFORMANCE_WITHOUT_CAPABILITIES"):
     FREE |= DEFAULTS.keys()
 

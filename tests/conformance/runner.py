@@ -28,12 +28,12 @@ LIMIT_S = 240.0
 PORTS = 4  # most of one script
 # Below the ports that systems give to clients.
 LOWEST, HIGHEST = 12000, 30000
-PASSED, FAILED, EXCEPTED = "passed", "failed", "excepted"
+PASSED, FAILED, EXCEPTED, PENDING = "passed", "failed", "excepted", "pending"
 
 
 @dataclass
 class Result:
-    """`verdict` PASSED, FAILED or EXCEPTED; `wrong`: an error of the whole run, with the reason in `why`."""
+    """`verdict` PASSED, FAILED, EXCEPTED or PENDING; `wrong`: an error of the whole run, with the reason in `why`."""
 
     name: str
     verdict: str
@@ -83,7 +83,12 @@ def run_one(name: str, ports: list[int], source: Path, broker: str, place: Path,
     """One script, and its verdict."""
     directory = _prepare(source, broker, place, name)
     differences = exceptions.differences.get(name, [])
-    environment = {**os.environ, "CONFORMANCE_DIFFERENCES": json.dumps(differences), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "CONFORMANCE_WITHOUT_CAPABILITIES": "1" if exceptions.pending else "",
+        "CONFORMANCE_DIFFERENCES": json.dumps(differences),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     command = [sys.executable, "-W", "ignore", str(SCRIPT), f"./{name}.py", *map(str, ports)]
     begin = time.monotonic()
     log = place / "output"
@@ -120,6 +125,9 @@ def judged(
         if passed:
             return Result(name, PASSED, True, "passes although it is an exception", seconds, output)
         return Result(name, EXCEPTED, False, exceptions.scripts[name].why, seconds, output)
+    if name in exceptions.pending:
+        why = f"passes and is pending: {exceptions.pending[name]}" if passed else ""
+        return Result(name, PENDING, False, why, seconds, output)
     if not passed:
         return Result(name, FAILED, True, why, seconds, output)
     if unused:
