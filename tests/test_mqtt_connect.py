@@ -6,8 +6,9 @@ from typing import Any
 
 import mqtt_packets as mqtt
 import pytest
-from mqtt_stepped import MqttBench, MqttClient, MqttSocketClient, values
-from stepped import Client
+import websocket_peer
+from mqtt_stepped import MqttBench, MqttClient, MqttSocketClient, Packets, values
+from stepped import Client, SocketClient
 
 from blipmq.native.events import CloseReason, MqttConnect
 from blipmq.wire import frames as wire
@@ -444,3 +445,50 @@ def test_a_keep_alive_longer_than_that_of_the_broker_is_kept() -> None:
         client = connected(bench, 4, keep_alive=3600)
         bench.settle(3_600_000)
         assert client.closed is None
+
+
+# ---- over WebSocket --------------------------------------------------------------------------------------------------
+
+
+def dial_websocket(bench: MqttBench, asked: bytes) -> tuple[Any, bytes]:
+    """A client on a WebSocket listener for MQTT, and the answer to its handshake."""
+    ours = bench.adopted(1 << 16, websocket=True, mqtt=True)
+    client = bench.use(SocketClient(bench, ours))
+    client.answer = bytearray()
+    client.arrived = client.answer.extend
+    client.send_bytes(asked)
+    client.drain()
+    answer = bytes(client.answer)
+    client.answer.clear()
+    return client, answer
+
+
+def test_mqtt_over_websocket_is_the_same_with_frames_around_it() -> None:
+    with MqttBench() as bench:
+        client, answer = dial_websocket(bench, websocket_peer.request("/mqtt", Sec_WebSocket_Protocol="mqtt"))
+        assert answer.startswith(b"HTTP/1.1 101 ") and b"Sec-WebSocket-Protocol: mqtt\r\n" in answer
+        packets = mqtt.connect() + PINGREQ + mqtt.subscribe([("a", 0)], 1, {}) + mqtt.publish("a", b"x", values={})
+        for at in range(0, len(packets), 7):  # a frame need not hold whole packets
+            client.send_bytes(websocket_peer.frame(packets[at : at + 7]))
+        client.drain()
+        payloads = websocket_peer.FrameReader().feed(bytes(client.answer))
+        assert [packet["first"] for packet in Packets(5).feed(payloads)] == [CONNACK, 0xD0, 0x90, 0x30]
+
+
+def test_a_websocket_of_mqtt_has_its_path_and_its_subprotocol() -> None:
+    for path, subprotocol, status, word in (
+        ("/blipmq", "mqtt", b"404", b"/mqtt"),
+        ("/mqtt", "blipmq", b"400", b"offer mqtt"),
+    ):
+        with MqttBench() as bench:
+            _, answer = dial_websocket(bench, websocket_peer.request(path, Sec_WebSocket_Protocol=subprotocol))
+            assert answer.split()[1] == status and word in answer
+
+
+def test_a_websocket_without_connect_is_closed_in_time() -> None:
+    with MqttBench() as bench:
+        _, answer = dial_websocket(bench, websocket_peer.request("/mqtt"))
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        assert bench.stats()["pending"] == 1
+        bench.settle(HELLO_MS + TICK_MS)
+        assert [event.detail for event in bench.closed] == ["no CONNECT in time"]

@@ -25,14 +25,14 @@ static void request_check(text_t bytes) {
     websocket_request_t request;
     websocket_answer_t answer, whole;
     uint8_t *copy = malloc(bytes.size + 1), out[WEBSOCKET_ANSWER_MAX];
-    static const websocket_path_t paths[] = {{"/blipmq", "blipmq", NULL}, {NULL, NULL, NULL}};
+    static const websocket_path_t path = {"/blipmq", "blipmq", NULL, "elsewhere", "otherwise"};
     const websocket_origins_t origins = {0};
     CHECK(copy);
     if (bytes.size) memcpy(copy, bytes.bytes, bytes.size);
     uint32_t size = websocket_request_read(copy, bytes.size, 0, &request, &whole);
     CHECK(size <= bytes.size);
     if (size) {
-        websocket_decide(&request, paths, &origins, true, &whole);
+        websocket_decide(&request, &path, &origins, true, &whole);
         uint32_t written = websocket_answer_write(out, &request, &whole);
         CHECK(whole.status >= 101 && written < WEBSOCKET_ANSWER_MAX && out[written - 1] == '\n');
     }

@@ -9,7 +9,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
-static const websocket_path_t PATHS[] = {{"/blipmq", "blipmq", &protocol_blip}, {NULL, NULL, NULL}};
+static const websocket_path_t BLIPMQ = {"/blipmq", "blipmq", &protocol_blip,
+                                        "nothing is served here: the path for BlipMQ over WebSocket is /blipmq",
+                                        "none of the offered subprotocols is served at this path: offer blipmq, or none"};
+static const websocket_path_t MQTT = {"/mqtt", "mqtt", &protocol_mqtt,
+                                      "nothing is served here: the path for MQTT over WebSocket is /mqtt",
+                                      "none of the offered subprotocols is served at this path: offer mqtt, or none"};
 
 /* ---- before the upgrade ------------------------------------------------------------------------------------------------ */
 
@@ -83,6 +88,7 @@ void websocket_begin(net_t *net, connection_t *connection) {
     memset(websocket, 0, sizeof *websocket);
     uint64_t frame_max = net->broker.config.max_frame_bytes + 4ull;
     websocket->decoder.frame_max = frame_max > WEBSOCKET_FRAME_BYTES ? frame_max : WEBSOCKET_FRAME_BYTES;
+    websocket->path = connection->client.protocol == &protocol_mqtt ? &MQTT : &BLIPMQ;
     connection->websocket = websocket;
     connection->client.protocol = &protocol_none;
     net->websocket_count++;
@@ -374,7 +380,7 @@ static void upgrade(net_t *net, connection_t *connection, const websocket_path_t
 static bool answered(net_t *net, connection_t *connection, const websocket_request_t *request, websocket_answer_t *answer) {
     /* A key in HELLO is given by the page itself; a certificate is shown by the browser, for any page. */
     const bool strict = !net->broker.config.require_hello || (connection->secure && connection->secure->certified);
-    if (!answer->status) websocket_decide(request, PATHS, &net->websocket_origins, strict, answer);
+    if (!answer->status) websocket_decide(request, connection->websocket->path, &net->websocket_origins, strict, answer);
     if (answer->status == 101 && connection->refused)
         *answer = (websocket_answer_t){.status = 503, .why = "too many connections: server.max_connections is reached"};
     http_add(net, connection, request, answer);

@@ -27,7 +27,8 @@ enum websocket_state { WEBSOCKET_HANDSHAKE, WEBSOCKET_OPEN, WEBSOCKET_DEAF };
 
 typedef struct websocket {
     websocket_decoder_t decoder;
-    uint8_t *rest; /* bytes that go first: rest_size from rest_start */
+    const websocket_path_t *path; /* of its listener */
+    uint8_t *rest;                /* bytes that go first: rest_size from rest_start */
     uint32_t rest_start, rest_size, rest_capacity;
     uint32_t lead_size;   /* of the output gathered last: a Pong and a header */
     uint32_t pong_bytes;  /* of these, the Pong */

@@ -80,7 +80,7 @@ static void subprotocols_add(websocket_request_t *request, websocket_text_t list
         websocket_text_t one = trimmed(cut(&list, ','));
         if (!one.size) continue;
         if (request->subprotocol_count == WEBSOCKET_SUBPROTOCOLS_MAX) {
-            refuse(answer, 400, "more than 16 subprotocols are offered: offer blipmq, or none");
+            refuse(answer, 400, "more than 16 subprotocols are offered: offer one, or none");
             return;
         }
         request->subprotocols[request->subprotocol_count++] = one;
@@ -193,26 +193,20 @@ static bool origin_allowed(websocket_text_t origin, const websocket_origins_t *o
     return !strict && !origins->size;
 }
 
-static const websocket_path_t *path_find(const websocket_path_t *paths, websocket_text_t path) {
-    for (; paths->path; paths++)
-        if (text_is(path, paths->path)) return paths;
-    return NULL;
-}
-
 static bool offered(const websocket_request_t *request, const char *subprotocol) {
     for (uint32_t i = 0; i < request->subprotocol_count; i++)
         if (text_is(request->subprotocols[i], subprotocol)) return true;
     return false;
 }
 
-void websocket_decide(const websocket_request_t *request, const websocket_path_t *paths, const websocket_origins_t *origins,
+void websocket_decide(const websocket_request_t *request, const websocket_path_t *path, const websocket_origins_t *origins,
                       bool strict, websocket_answer_t *answer) {
-    answer->path = path_find(paths, request->path);
-    answer->subprotocol = answer->path && offered(request, answer->path->subprotocol);
+    answer->path = path;
+    answer->subprotocol = offered(request, path->subprotocol);
     if (!text_is(request->method, "GET"))
         refuse(answer, 405, "a WebSocket is opened with GET");
-    else if (!answer->path)
-        refuse(answer, 404, "nothing is served here: the path for BlipMQ over WebSocket is /blipmq");
+    else if (!text_is(request->path, path->path))
+        refuse(answer, 404, path->elsewhere);
     else if (!request->upgrade || !request->connection_upgrade)
         refuse(answer, 426, "this port serves WebSockets only: the request needs Connection: Upgrade and Upgrade: websocket");
     else if (!text_is(request->version, "13"))
@@ -226,7 +220,7 @@ void websocket_decide(const websocket_request_t *request, const websocket_path_t
     else if (!origin_allowed(request->origin, origins, strict))
         refuse(answer, 403, "pages of this origin may not connect: add the origin to server.ws_origins");
     else if (request->subprotocol_count && !answer->subprotocol)
-        refuse(answer, 400, "none of the offered subprotocols is served at this path: offer blipmq, or none");
+        refuse(answer, 400, path->otherwise);
     else
         refuse(answer, 101, "");
 }

@@ -17,10 +17,12 @@ typedef struct websocket_text {
     uint32_t size;
 } websocket_text_t;
 
-/* Where a WebSocket leads: a path, the protocol behind it, and the subprotocol that a client may offer. */
+/* Where the WebSockets of a listener lead: the path, the protocol behind it, and the subprotocol that a client may offer. */
 typedef struct websocket_path {
     const char *path, *subprotocol;
     const struct protocol_ops *protocol;
+    const char *elsewhere; /* why a request with another path is refused */
+    const char *otherwise; /* and one that offers only other subprotocols */
 } websocket_path_t;
 
 typedef struct websocket_request {
@@ -50,7 +52,7 @@ typedef struct websocket_origins {
 uint32_t websocket_request_read(const uint8_t *bytes, uint32_t size, uint32_t seen, websocket_request_t *request,
                                 websocket_answer_t *answer);
 /* Decides on a complete request. `strict`: a request with an Origin needs it in the list, also if the list is empty. */
-void websocket_decide(const websocket_request_t *request, const websocket_path_t *paths, const websocket_origins_t *origins,
+void websocket_decide(const websocket_request_t *request, const websocket_path_t *path, const websocket_origins_t *origins,
                       bool strict, websocket_answer_t *answer);
 /* Writes it; at most WEBSOCKET_ANSWER_MAX bytes. `request` is read for status 101 only. */
 uint32_t websocket_answer_write(uint8_t *out, const websocket_request_t *request, const websocket_answer_t *answer);
