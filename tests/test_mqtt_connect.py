@@ -258,10 +258,20 @@ def test_reason_strings_keep_to_the_maximum_packet_size_of_the_client() -> None:
             assert ("reason_string" in values(client.packets[0])) is text
 
 
+def test_a_connack_for_small_packets_has_only_what_the_client_cannot_learn_otherwise() -> None:
+    with MqttBench() as bench:
+        bench.answering = False
+        client = bench.dial()
+        client.connect(client_id="", values={"maximum_packet_bytes": 20})
+        bench.core.mqtt_admit(client.conn, "auto-1", assigned="auto-1", keepalive_s=30)
+        bench.settle()
+        assert values(client.packets[0]) == {"assigned_client_id": b"auto-1", "server_keep_alive_s": 30}
+
+
 def test_a_client_that_takes_no_connack_is_closed() -> None:
     with MqttBench() as bench:
         client = bench.dial()
-        assert client.connect(values={"maximum_packet_bytes": 10}) == []
+        assert client.connect(values={"maximum_packet_bytes": 4}) == []
         assert "too small for a CONNACK" in detail(client)
 
 

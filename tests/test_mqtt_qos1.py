@@ -109,6 +109,16 @@ def test_a_publish_that_is_not_allowed_gets_its_reason_in_order(tmp_path: Path) 
                 assert acks(bench, client, 1) == [(1, 0)]
 
 
+def test_nobody_publishes_to_topics_of_the_broker(tmp_path: Path) -> None:
+    with MqttWalBench(tmp_path) as bench:
+        client = bench.mqtt()
+        topics = ["$SYS/broker/uptime", "$share/g/a", "$SYS", "$shared/a", "$dlq/a"]
+        client.send_bytes(b"".join(publish_of(client, topic, b"", n + 1) for n, topic in enumerate(topics)))
+        assert acks(bench, client, 5) == [(1, 0x87), (2, 0x87), *[(n, NO_SUBSCRIBERS) for n in (3, 4, 5)]]
+        assert client.say(mqtt.publish("$SYS/a", values={})) == []
+        assert bench.stats()["publishes_not_allowed"] == 3
+
+
 def test_reason_strings_come_only_if_they_were_asked_for(tmp_path: Path) -> None:
     for fields in ({"request_problem": 0}, {"maximum_packet_bytes": 80}):
         with MqttWalBench(tmp_path / next(iter(fields))) as bench:

@@ -176,6 +176,9 @@ static enum frame_outcome packet_connect(net_t *net, connection_t *connection, c
     return connect_ask(net, connection, &connect);
 }
 
+/* What the client could not learn otherwise. */
+#define MUST_BE_TOLD (1ull << MQTT_ASSIGNED_CLIENT_ID | 1ull << MQTT_SERVER_KEEP_ALIVE | 1ull << MQTT_SESSION_EXPIRY)
+
 /* What this server serves. Properties with the default of MQTT 5 are left out. */
 static mqtt_properties_t connack_properties(const net_t *net, const mqtt_t *mqtt, const bq_mqtt_admission_t *admission,
                                             mqtt_text_t assigned) {
@@ -212,7 +215,9 @@ static void mqtt_welcome(broker_t *broker, client_t *client, uint64_t seq, const
     if (mqtt->version >= MQTT_5 && admission.flags & BQ_MQTT_KEEPALIVE) mqtt->keep_alive_s = admission.keepalive_s;
     if (admission.assigned_size > text_size) admission.assigned_size = 0;
     const mqtt_text_t assigned = {text + text_size - admission.assigned_size, admission.assigned_size};
-    const mqtt_properties_t properties = connack_properties(net, mqtt, &admission, assigned);
+    mqtt_properties_t properties = connack_properties(net, mqtt, &admission, assigned);
+    if (mqtt_connack_write(NULL, mqtt->version, false, MQTT_SUCCESS, &properties) > mqtt->packet_bytes_max)
+        properties.present &= MUST_BE_TOLD; /* the others are told when the client asks for more than is served */
     if (!connack_write(net, connection, mqtt->version, mqtt->packet_bytes_max, admission.flags & BQ_MQTT_PRESENT, MQTT_SUCCESS,
                        &properties)) {
         connection_close(net, connection, BQ_CLOSE_FRAME, "the maximum packet size of the client is too small for a CONNACK");

@@ -232,6 +232,15 @@ static enum frame_outcome publish_to(net_t *net, connection_t *connection, topic
     return publish_now(net, connection, topic, publish->packet_id, &message);
 }
 
+/* Topics of the broker, and names that only filters have. */
+static bool is_reserved(mqtt_text_t topic) {
+    static const char *const fronts[] = {"$SYS/", "$share/"};
+    if (BQ_LIKELY(topic.bytes[0] != '$')) return false;
+    for (uint32_t i = 0; i < sizeof fronts / sizeof *fronts; i++)
+        if (topic.size >= strlen(fronts[i]) && memcmp(topic.bytes, fronts[i], strlen(fronts[i])) == 0) return true;
+    return false;
+}
+
 enum frame_outcome mqtt_publish(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
     mqtt_publish_t publish;
     uint8_t reason = 0;
@@ -248,9 +257,11 @@ enum frame_outcome mqtt_publish(net_t *net, connection_t *connection, const mqtt
         if (!topic && error == BQ_E_MEMORY) return refuse(net, connection, &publish, BQ_OUTCOME_UNAVAILABLE, NO_MEMORY);
         if (!topic) return mqtt_end(net, connection, MQTT_TOPIC_NAME_INVALID, BQ_CLOSE_FRAME, topic_error(error));
     }
-    if (BQ_UNLIKELY(connection->client.acl != NULL) && !acl_allow(connection->client.acl, topic)) {
+    const bool reserved = is_reserved(publish.topic);
+    if (BQ_UNLIKELY(reserved || (connection->client.acl && !acl_allow(connection->client.acl, topic)))) {
         net->broker.stats.publishes_not_allowed++;
-        return refuse(net, connection, &publish, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");
+        return refuse(net, connection, &publish, BQ_OUTCOME_NOT_ALLOWED,
+                      reserved ? "clients may not publish to $SYS/ and $share/" : "this key may not publish to this topic");
     }
     return publish_to(net, connection, topic, &publish);
 }
