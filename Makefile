@@ -21,10 +21,10 @@ C_FILES = $(shell find native bench tests packaging -name "*.[ch]")
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help js run test test-bare test-bare-ci test-bare-all test-armv7 slow crash conformance check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
+.PHONY: help js run test test-bare test-bare-ci test-bare-all test-armv7 test-windows-core check-macos-core slow crash conformance check format settings guard bench bench-quick bench-micro planted asan fuzz fuzz-long fuzz-keep coverage audit sbom core clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 # ---- installation -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +92,19 @@ test-bare-all: ## `make test-bare` with the slow tests
 # The core supports 32-bit machines. This checks it in a minute or two.
 test-armv7: ## compile the core without warnings for 32-bit ARM and run its C tests (under qemu-user)
 	@packaging/setup.sh armv7
-	@tests/native/foreign arm-linux-gnueabihf qemu-arm-static
+	@tests/native/foreign armv7
+
+# The twins of the files that differ between systems: only their own compilers see them.
+test-windows-core: $(VENV)/.run ## compile the core without warnings for Windows (x64) and run its C tests under Wine
+	@packaging/setup.sh wine
+	@PYTHON=$(CURDIR)/$(PY) packaging/zig version >/dev/null
+	@tests/native/foreign windows-x64
+
+check-macos-core: $(VENV)/.run ## compile the core without warnings for macOS (arm64 and x64); nothing is run
+	@PYTHON=$(CURDIR)/$(PY) packaging/zig version >/dev/null
+	@for target in aarch64-macos.11.0 x86_64-macos.11.0; do echo "==> $$target"; \
+	printf '%s\n' $(filter-out native/tls/%,$(filter %.c,$(CORE_FILES))) | xargs -P $$(nproc) -n 1 \
+	packaging/zig cc -target $$target -std=gnu11 -Inative -Wall -Wextra -Werror -c -o /dev/null || exit 1; done
 
 slow: $(VENV)/.test $(CORE) ## run the tests marked slow
 	@$(TEST_PROGRAMS)

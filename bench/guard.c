@@ -80,9 +80,14 @@ static __attribute__((noreturn, format(printf, 1, 2))) void fail(const char *for
 
 /* Replaces native/wal/storage_posix.c. One disk at a time: each shape with a WAL begins with an empty one. */
 static sim_disk_t *disk;
-storage_t *storage_posix(const char *directory, int *error) {
+storage_t *storage_disk(const char *directory, int *error) {
     (void)directory, (void)error;
     return sim_disk_storage(disk);
+}
+
+bool storage_present(const char *directory) {
+    (void)directory;
+    return true;
 }
 
 /* ---- the Python side's duties -------------------------------------------------------------------------------------- */

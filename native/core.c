@@ -239,7 +239,7 @@ int bq_wait(bq_t *bq, int timeout_ms) {
     return count;
 }
 
-int bq_poll_fd(bq_t *bq) { return bq->net.poller; }
+int bq_poll_fd(bq_t *bq) { return poll_fd(bq->net.poller); }
 
 /* ---- stopping ---------------------------------------------------------------------------------------------------- */
 
@@ -311,9 +311,12 @@ static bool commands_open(bq_t *bq) {
 
 bq_t *bq_new(const bq_config_t *config, uint64_t first_message_id) {
     if (!config_valid(config)) return NULL;
-    bq_t *bq = aligned_alloc(64, (sizeof *bq + 63) / 64 * 64);
-    if (!bq) return NULL;
+    const uintptr_t align = _Alignof(bq_t);
+    void *memory = malloc(sizeof(bq_t) + align);
+    if (!memory) return NULL;
+    bq_t *bq = (bq_t *)(((uintptr_t)memory + align) / align * align);
     memset(bq, 0, sizeof *bq);
+    bq->memory = memory;
     bq->command_wake.read_fd = bq->command_wake.write_fd = -1;
     if (net_init(&bq->net, config, first_message_id) && commands_open(bq)) return bq;
     bq_free(bq);
@@ -335,7 +338,7 @@ void bq_free(bq_t *bq) {
     if (bq->commands.buffer) command_discard_all(bq);
     ring_free(&bq->commands);
     poll_wake_close(&bq->command_wake);
-    free(bq);
+    free(bq->memory);
 }
 
 int bq_wal_open(bq_t *bq, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report) {

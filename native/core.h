@@ -33,6 +33,7 @@ struct bq {
     uint64_t stop_deadline_ms, stop_seq, stop_unsent;
     bool threaded;
     poll_thread_t thread;
+    void *memory; /* the block that contains this structure */
 };
 
 /* event.c */

@@ -20,6 +20,7 @@
 #   packaging/setup.sh netns        ip, unshare and nsenter, for tests with their own network
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run its programs
+#   packaging/setup.sh wine         Wine for 64-bit Windows programs
 #   packaging/setup.sh hardware     QEMU and the tools of hardware-tests/
 #
 # A step changes nothing if its programs are installed. It installs missing ones with apt-get if this user may (root, or sudo without
@@ -192,6 +193,7 @@ armv7)
     command -v arm-linux-gnueabihf-gcc >/dev/null 2>&1 && command -v qemu-arm-static >/dev/null 2>&1 ||
         apt_install "a C compiler for armhf or qemu-user" gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static
     ;;
+wine) [ -x /usr/lib/wine/wine64 ] || apt_install Wine wine wine64 ;;
 curl) programs curl:curl ;;
 openssl) programs openssl:openssl ;;
 browser) programs chromium-headless-shell:chromium-headless-shell ;;
@@ -220,5 +222,5 @@ node)
     ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | conformance | mosquitto | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | hardware" ;;
+*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | conformance | mosquitto | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | wine | hardware" ;;
 esac

@@ -426,6 +426,41 @@ def test_only_poll_c_includes_system_specific_headers() -> None:
     )
 
 
+# Headers that hide the operating system, and the files behind them. crc32.c asks each system for the processor's instructions.
+SYSTEM_CONDITION = re.compile(
+    r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b.*\b(_WIN32|WIN32|_WIN64|__APPLE__|__linux__|__linux|__unix__|__\w+BSD__|__CYGWIN__|__MINGW\w+)\b",
+    re.MULTILINE,
+)
+TWINS = {"base/poll.c", "base/monitor.c", "base/monitor.h", "base/socket.h", "base/entropy.h", "wal/storage_posix.c"}
+ASKS_FOR_THE_PROCESSOR = {"base/crc32.c"}
+
+
+def may_name_a_system(name: str) -> bool:
+    return name in TWINS | ASKS_FOR_THE_PROCESSOR or name.endswith("_windows.c")
+
+
+def test_only_the_twins_name_an_operating_system() -> None:
+    found = {core_name(path): SYSTEM_CONDITION.findall(path.read_text(encoding="utf-8")) for path in native_files()}
+    assert {name: names for name, names in found.items() if names and not may_name_a_system(name)} == {}
+    assert all(found[name] for name in TWINS), "a file no longer names a system: take it out of TWINS"
+
+
+def test_a_condition_on_the_operating_system_is_found_in_every_form() -> None:
+    for line in ("#ifdef _WIN32", "#if !defined(_WIN32)", "  # elif defined(__APPLE__) && X", "#ifndef __linux__"):
+        assert SYSTEM_CONDITION.findall(f"int a;\n{line}\n")
+    assert not SYSTEM_CONDITION.findall("#if defined(__x86_64__)\n/* on _WIN32 */\n#define X __linux__\n")
+    assert not may_name_a_system("net/net.c") and may_name_a_system("base/poll_windows.c")
+
+
+def test_every_windows_file_is_empty_on_other_systems() -> None:
+    """Every build compiles all files; only this condition chooses."""
+    files = [path for path in native_files() if path.name.endswith("_windows.c")]
+    assert len(files) >= 4
+    for path in files:
+        code = strip_comments(path.read_text(encoding="utf-8")).strip()
+        assert code.startswith("#if defined(_WIN32)") and code.endswith("#endif"), path
+
+
 def compile_core(source: Path, target: Path) -> None:
     """Without position independence constant tables are in .rodata, so symbols that nm shows in .data or .bss are
     mutable."""

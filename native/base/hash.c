@@ -2,10 +2,7 @@
 #define _DEFAULT_SOURCE /* getentropy */
 #include "base/hash.h"
 
-#include <unistd.h>
-#ifdef __APPLE__
-#include <sys/random.h> /* getentropy */
-#endif
+#include "base/entropy.h"
 
 #define PRIME ((1ull << 61) - 1)
 #define STEP 7u
@@ -15,7 +12,7 @@ hash_key_t hash_key_from(uint64_t random_bits) { return (hash_key_t){1 + random_
 
 bool hash_key_random(hash_key_t *key) {
     uint64_t bits;
-    if (getentropy(&bits, sizeof bits) < 0) return false;
+    if (!entropy_fill(&bits, sizeof bits)) return false;
     *key = hash_key_from(bits);
     return true;
 }

@@ -1,8 +1,10 @@
-/* base/monitor.c: see base/monitor.h.
+/* base/monitor.c: see base/monitor.h. By POSIX threads.
  *
  * Invariant: a failing mutex or condition is a programming error and aborts the process, because the shared data would be
  * unprotected.
  */
+#if !defined(_WIN32)
+
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* pthread_condattr_setclock */
 #endif
@@ -64,3 +66,5 @@ void monitor_wait(monitor_t *monitor, int timeout_ms) {
 #endif
     require(failure == ETIMEDOUT ? 0 : failure);
 }
+
+#endif

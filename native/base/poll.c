@@ -1,8 +1,10 @@
-/* base/poll.c: services of the operating system: readiness, wake-ups, accepted sockets, clocks and threads.
+/* base/poll.c: services of POSIX systems: readiness, wake-ups, accepted sockets, clocks and threads.
  *
- * Invariant: the only file with the name of an operating system in an #if. Only poll_wait, poll_sleep_ms and poll_thread_join
+ * Invariant: the only file with the names of POSIX systems in an #if. Only poll_wait, poll_sleep_ms and poll_thread_join
  * block.
  */
+#if !defined(_WIN32)
+
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* accept4, pthread_setname_np */
 #endif
@@ -36,22 +38,23 @@
 #define LINUX_TCP_RTO_MAX_MS 44
 #define EVENTS_MAX 256 /* taken per call; the rest stays ready for the next call */
 
-void poll_close(int poller) { close(poller); }
+void poll_close(poller_t poller) { close((int)poller); }
+int poll_fd(poller_t poller) { return (int)poller; }
 
 #if defined(__linux__)
 
-int poll_open(void) {
+poller_t poll_open(void) {
     int poller = epoll_create1(EPOLL_CLOEXEC);
     return poller < 0 ? BQ_E_SYSTEM : poller;
 }
 
-int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest) {
+int poll_set(poller_t poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest) {
     if (old_interest == new_interest) return BQ_OK;
     struct epoll_event event = {.data.u64 = key};
     if (new_interest & POLL_READ) event.events |= EPOLLIN;
     if (new_interest & POLL_WRITE) event.events |= EPOLLOUT;
     int operation = !old_interest ? EPOLL_CTL_ADD : !new_interest ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
-    return epoll_ctl(poller, operation, fd, &event) < 0 ? BQ_E_SYSTEM : BQ_OK;
+    return epoll_ctl((int)poller, operation, fd, &event) < 0 ? BQ_E_SYSTEM : BQ_OK;
 }
 
 /* The system does not return the interest, so an error or hang-up sets both directions: a superset of the interest. */
@@ -63,9 +66,9 @@ static uint32_t ready_of(uint32_t events) {
     return ready;
 }
 
-int poll_wait(int poller, poll_event_t *events, int capacity, int timeout_ms) {
+int poll_wait(poller_t poller, poll_event_t *events, int capacity, int timeout_ms) {
     struct epoll_event found[EVENTS_MAX];
-    int count = epoll_wait(poller, found, capacity < EVENTS_MAX ? capacity : EVENTS_MAX, timeout_ms);
+    int count = epoll_wait((int)poller, found, capacity < EVENTS_MAX ? capacity : EVENTS_MAX, timeout_ms);
     if (count < 0) return errno == EINTR ? 0 : BQ_E_SYSTEM;
     for (int i = 0; i < count; i++) events[i] = (poll_event_t){.key = found[i].data.u64, .ready = ready_of(found[i].events)};
     return count;
@@ -94,7 +97,7 @@ static int descriptor_prepare(int fd) {
     return flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ? BQ_E_SYSTEM : BQ_OK;
 }
 
-int poll_open(void) {
+poller_t poll_open(void) {
     int poller = kqueue();
     if (poller < 0) return BQ_E_SYSTEM;
     fcntl(poller, F_SETFD, FD_CLOEXEC);
@@ -109,7 +112,7 @@ static int read_flags(uint32_t interest) {
 }
 
 /* Reading and writing are two filters here. A filter that stays is added again, which only updates its key. */
-int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest) {
+int poll_set(poller_t poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest) {
     struct kevent changes[3];
     int count = 0, before = read_flags(old_interest), now = read_flags(new_interest);
     void *data = (void *)(uintptr_t)key;
@@ -117,7 +120,7 @@ int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t n
     if (now != EV_DELETE) EV_SET(&changes[count++], fd, EVFILT_READ, (unsigned short)now, 0, 0, data);
     if ((old_interest | new_interest) & POLL_WRITE)
         EV_SET(&changes[count++], fd, EVFILT_WRITE, new_interest & POLL_WRITE ? EV_ADD : EV_DELETE, 0, 0, data);
-    return count && kevent(poller, changes, count, NULL, 0, NULL) < 0 ? BQ_E_SYSTEM : BQ_OK;
+    return count && kevent((int)poller, changes, count, NULL, 0, NULL) < 0 ? BQ_E_SYSTEM : BQ_OK;
 }
 
 /* A peer that only stopped sending is EV_EOF without fflags: readable, no error. */
@@ -126,10 +129,11 @@ static uint32_t ready_of(const struct kevent *event) {
     return event->filter == EVFILT_WRITE ? POLL_WRITE : POLL_READ;
 }
 
-int poll_wait(int poller, poll_event_t *events, int capacity, int timeout_ms) {
+int poll_wait(poller_t poller, poll_event_t *events, int capacity, int timeout_ms) {
     struct kevent found[EVENTS_MAX];
     struct timespec timeout = {.tv_sec = timeout_ms / 1000, .tv_nsec = timeout_ms % 1000 * 1000000L};
-    int count = kevent(poller, NULL, 0, found, capacity < EVENTS_MAX ? capacity : EVENTS_MAX, timeout_ms < 0 ? NULL : &timeout);
+    int count =
+        kevent((int)poller, NULL, 0, found, capacity < EVENTS_MAX ? capacity : EVENTS_MAX, timeout_ms < 0 ? NULL : &timeout);
     if (count < 0) return errno == EINTR ? 0 : BQ_E_SYSTEM;
     for (int i = 0; i < count; i++)
         events[i] = (poll_event_t){.key = (uint64_t)(uintptr_t)found[i].udata, .ready = ready_of(&found[i])};
@@ -286,10 +290,16 @@ int64_t poll_descriptors_end(uint32_t spare) {
     return all - (all / 4 < spare ? all / 4 : spare);
 }
 
-bool poll_descriptor_free(int any, int64_t end) {
-    int lowest = fcntl(any, F_DUPFD_CLOEXEC, 0);
+bool poll_descriptor_free(poller_t poller, int64_t end) {
+    int lowest = fcntl((int)poller, F_DUPFD_CLOEXEC, 0);
     if (lowest >= 0) close(lowest);
     return lowest >= 0 && lowest < end;
+}
+
+uint64_t poll_clock_mono_us(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
 static uint64_t clock_ms(clockid_t clock) {
@@ -392,3 +402,5 @@ void poll_sleep_ms(uint32_t ms) {
     struct timespec time = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L};
     nanosleep(&time, NULL);
 }
+
+#endif

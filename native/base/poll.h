@@ -1,5 +1,7 @@
 /* base/poll.h: readiness, wake-ups, clocks and threads. Only this module makes calls that differ between operating systems:
- * epoll and eventfd on Linux, kqueue and a pipe elsewhere. Level-triggered.
+ * epoll and eventfd on Linux, kqueue and a pipe on other POSIX systems (base/poll.c); AFD, a completion port and a pair of sockets
+ * on Windows (base/poll_windows.c). Level-triggered. base/socket.h, base/monitor.h, base/entropy.h and wal/storage.h are its
+ * neighbours: nothing else depends on the system.
  *
  * Invariant: an interest of 0 removes the descriptor from the poller, so a hang-up of a paused connection is not reported again
  * and again.
@@ -19,11 +21,14 @@ typedef struct poll_event {
     uint32_t reserved;
 } poll_event_t;
 
-int poll_open(void); /* a poller's descriptor, close-on-exec, or BQ_E_SYSTEM */
-void poll_close(int poller);
+typedef intptr_t poller_t;    /* a descriptor, or on Windows a pointer */
+poller_t poll_open(void);     /* close-on-exec, or BQ_E_SYSTEM */
+int poll_fd(poller_t poller); /* readable when an event waits; -1: it is no descriptor */
+void poll_close(poller_t poller);
 /* Change from one interest mask to another (0: none). BQ_OK or BQ_E_SYSTEM. */
-int poll_set(int poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest);
-int poll_wait(int poller, poll_event_t *events, int capacity, int timeout_ms); /* count; 0 on timeout or signal; BQ_E_SYSTEM */
+int poll_set(poller_t poller, int fd, uint64_t key, uint32_t old_interest, uint32_t new_interest);
+int poll_wait(poller_t poller, poll_event_t *events, int capacity,
+              int timeout_ms); /* count; 0 on timeout or signal; BQ_E_SYSTEM */
 
 typedef struct poll_wake {
     int read_fd, write_fd;
@@ -51,12 +56,13 @@ int poll_unacknowledged(int fd, uint32_t *quiet_ms, uint32_t *sent_ms);
 
 /* The system gives out the lowest free descriptor first. poll_descriptors_end returns the descriptor from which on only
  * `spare` more are left of the process limit (fewer if the limit is low). poll_descriptor_free: true if a descriptor below
- * `end` is free; `any` is any open descriptor. */
+ * `end` is free. */
 int64_t poll_descriptors_end(uint32_t spare);
-bool poll_descriptor_free(int any, int64_t end);
+bool poll_descriptor_free(poller_t poller, int64_t end);
 
 /* Clocks: monotonic and wall milliseconds. The wall clock is used only for time stamps of messages. */
 uint64_t poll_clock_mono_ms(void);
+uint64_t poll_clock_mono_us(void);
 uint64_t poll_clock_wall_ms(void);
 /* If the system reports it: the id of this boot (otherwise 0), milliseconds since then, and whether the wall clock is
  * synchronized. */

@@ -561,7 +561,7 @@ static void report_fill(const broker_t *broker, const wal_report_t *from, bq_wal
 int commit_open(broker_t *broker, const char *directory, const bq_wal_config_t *config, bq_wal_report_t *report) {
     int error = 0;
     wal_report_t found = {0};
-    storage_t *storage = storage_posix(directory, &error);
+    storage_t *storage = storage_disk(directory, &error);
     *report = (bq_wal_report_t){.error = -error};
     if (!storage) return BQ_E_SYSTEM;
     wal_config_t wal_config = {.max_bytes = config->max_bytes,

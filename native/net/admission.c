@@ -3,6 +3,7 @@
  * When no token or descriptor is free, accepting pauses ("rests"). Pending connections then wait in the kernel's backlog. The
  * rest ends by a timer, when the token bucket is refilled, or as soon as a connection closes its descriptor.
  */
+#include "base/socket.h"
 #include "net/net.h"
 #include "net/secure.h"
 #include "net/transport.h"
@@ -11,10 +12,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <unistd.h>
 
 #define ACCEPTS_MAX 256u       /* per listener and turn */
 #define EXHAUSTED_REST_MS 100u /* when no connection frees a descriptor earlier */
@@ -202,7 +199,7 @@ void admission_listen(net_t *net, int fd, const endpoint_t *endpoint) {
     admission_t *admission = &net->admission;
     if (net->broker.stopping || admission->listener_count == LISTENERS_MAX || (endpoint->transport->shakes && !net->secure) ||
         (!admission->resting && poll_set(net->poller, fd, KEY_LISTENER + admission->listener_count, 0, POLL_READ) < 0)) {
-        close(fd);
+        socket_close(fd);
         return;
     }
     admission->listeners[admission->listener_count++] = (listener_t){fd, *endpoint};
@@ -211,7 +208,7 @@ void admission_listen(net_t *net, int fd, const endpoint_t *endpoint) {
 void admission_unlisten(net_t *net) {
     admission_t *admission = &net->admission;
     if (!admission->resting) listeners_watch(net, false);
-    for (uint32_t i = 0; i < admission->listener_count; i++) close(admission->listeners[i].fd);
+    for (uint32_t i = 0; i < admission->listener_count; i++) socket_close(admission->listeners[i].fd);
     admission->listener_count = 0;
     admission->look = admission->resting = admission->exhausted = false;
     wheel_remove(&net->broker.wheel, &admission->timer.wheel);
@@ -219,12 +216,10 @@ void admission_unlisten(net_t *net) {
 
 void admission_timeout(net_t *net) { net->admission.look = true; }
 
-static void socket_options(net_t *net, int fd) {
-    int one = 1, send_bytes = (int)net->broker.config.send_buffer_bytes, recv_bytes = (int)net->broker.config.recv_buffer_bytes;
-    if (net->broker.config.tcp_nodelay) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (send_bytes) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
+static void options_set(net_t *net, int fd) {
+    const bq_config_t *config = &net->broker.config;
+    socket_options(fd, config->tcp_nodelay, config->send_buffer_bytes, config->recv_buffer_bytes);
     keepalive_socket(net, fd);
-    if (recv_bytes) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &recv_bytes, sizeof recv_bytes);
 }
 
 /* Above max_connections: keep it just long enough to answer its HELLO. If there are too many of these too, close it at once. */
@@ -233,10 +228,10 @@ static void turn_away(net_t *net, const listener_t *listener, int fd, const uint
         net->refused_count < REFUSED_MAX ? connection_open(net, &listener->endpoint, fd, peer, port, true) : NULL;
     net->broker.stats.refused++;
     if (!connection) {
-        close(fd);
+        socket_close(fd);
         return;
     }
-    socket_options(net, fd);
+    options_set(net, fd);
     connection->refused = true;
     net->refused_count++;
     timer_set(&net->broker, &connection->timer, REFUSED_MS);
@@ -252,11 +247,11 @@ static void welcome(net_t *net, const listener_t *listener, int fd, const uint8_
     connection_t *connection = room ? connection_open(net, &listener->endpoint, fd, peer, port, false) : NULL;
     if (!connection) {
         net->broker.stats.refused += room; /* no memory for it */
-        close(fd);
+        socket_close(fd);
         return;
     }
     token_take(net); /* refused connections take no token, so a full address does not delay others */
-    socket_options(net, fd);
+    options_set(net, fd);
     net->open_count++;
     net->broker.stats.accepted++;
     if (listener->endpoint.websocket) websocket_begin(net, connection);
@@ -271,7 +266,7 @@ static int accept_one(net_t *net, int listener, int64_t fd_end, uint8_t peer[16]
     }
     int fd = poll_accept(listener, peer, port);
     if (fd < fd_end) return fd;
-    close(fd);
+    socket_close(fd);
     net->broker.stats.refused_descriptors++;
     errno = EMFILE;
     return BQ_E_SYSTEM;

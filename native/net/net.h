@@ -54,7 +54,7 @@ typedef struct net {
     uint64_t turn_bytes;   /* read since the last flush */
     uint64_t flush_due_ms; /* with flush_interval_ms: time of the next flush of waiting deliveries; 0: none waits */
 
-    int poller;
+    poller_t poller;
     admission_t admission;
     websocket_origins_t websocket_origins;
     uint32_t websocket_count;   /* connections with that layer */

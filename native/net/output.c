@@ -21,7 +21,7 @@ int output_gather_several(const net_t *net, const queue_t *queue, struct iovec *
             parts[count - 1].iov_len += entry->size;
         } else {
             if (count == SEND_PARTS_MAX) break;
-            parts[count++] = (struct iovec){from, entry->size};
+            parts[count++] = (struct iovec){.iov_base = from, .iov_len = entry->size};
         }
         copied += copy ? entry->size : 0;
         part_end = copy ? copied : UINT32_MAX;

@@ -8,10 +8,9 @@
 #ifndef BQ_TRANSPORT_IO_H
 #define BQ_TRANSPORT_IO_H
 
+#include "base/socket.h"
 #include "net/net.h"
 #include "net/websocket.h"
-
-#include <sys/uio.h>
 
 uint32_t input_limit_rare(const net_t *net, const connection_t *connection); /* of an unadmitted client, or over WebSocket */
 
@@ -42,7 +41,7 @@ int output_gather_several(const net_t *net, const queue_t *queue, struct iovec *
 static inline int output_gather_queue(const net_t *net, const connection_t *connection, struct iovec *parts, uint64_t *bytes) {
     const queue_entry_t *head = connection->client.queue.head;
     if (!head || head->next) return output_gather_several(net, &connection->client.queue, parts, bytes);
-    parts[0] = (struct iovec){head->buffer->bytes + head->offset, head->size};
+    parts[0] = (struct iovec){.iov_base = head->buffer->bytes + head->offset, .iov_len = head->size};
     *bytes = head->size;
     return 1;
 }

@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/socket.h>
 
 /* What one recv gave. */
 typedef struct ciphertext {
@@ -119,9 +118,8 @@ static void keep_unsent(net_t *net, connection_t *connection, const uint8_t *byt
 
 /* Bytes that the socket took. After a failure the next flush closes the connection. */
 static uint32_t send_some(net_t *net, connection_t *connection, const uint8_t *bytes, uint32_t size) {
-    ssize_t sent;
-    do sent = send(connection->fd, bytes, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-    while (sent < 0 && errno == EINTR);
+    struct iovec part = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = size};
+    ssize_t sent = socket_send(connection->fd, &part, 1);
     net->broker.stats.work += WORK_SEND;
     if (sent >= 0) return (uint32_t)sent;
     if (errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) transport_tcp_failed(net, connection, errno);
@@ -388,9 +386,7 @@ static void secure_readable(net_t *net, connection_t *connection) {
         return;
     }
     uint64_t limit = (uint64_t)input_limit(net, connection) + RECORD_BYTES_MAX;
-    ssize_t got;
-    do got = recv(connection->fd, net->secure->in, limit < SECURE_IN_BYTES ? limit : SECURE_IN_BYTES, 0);
-    while (got < 0 && errno == EINTR);
+    ssize_t got = socket_receive(connection->fd, net->secure->in, limit < SECURE_IN_BYTES ? limit : SECURE_IN_BYTES);
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
     if (got <= 0) {
         input_end(net, connection, got == 0 ? 0 : errno);

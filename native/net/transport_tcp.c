@@ -4,8 +4,6 @@
 #include "net/transport_io.h"
 
 #include <errno.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 static bool tcp_begin(net_t *net, connection_t *connection) {
     if (poll_set(net->poller, connection->fd, connection->client.handle, 0, POLL_READ) < 0) return false;
@@ -41,24 +39,11 @@ static void tcp_interest(net_t *net, connection_t *connection) {
 
 /* ---- output ---------------------------------------------------------------------------------------------------------- */
 
-static ssize_t send_parts(int fd, struct iovec *parts, int count) {
-    ssize_t sent;
-    do {
-        if (count == 1) {
-            sent = send(fd, parts->iov_base, parts->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
-        } else {
-            struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
-            sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-        }
-    } while (sent < 0 && errno == EINTR);
-    return sent;
-}
-
 static void tcp_flush(net_t *net, connection_t *connection) {
     struct iovec parts[OUTPUT_PARTS_MAX];
     uint64_t bytes;
     int count = output_gather(net, connection, parts, &bytes);
-    ssize_t done = count ? send_parts(connection->fd, parts, count) : 0;
+    ssize_t done = count ? socket_send(connection->fd, parts, count) : 0;
     net->broker.stats.work += WORK_SEND;
     if (done < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS) {
         transport_tcp_failed(net, connection, errno);
@@ -84,9 +69,7 @@ static void tcp_readable(net_t *net, connection_t *connection) {
     uint8_t *buffer = gather_own ? connection->in : net->read_buffer;
     uint32_t kept = connection->in_size;
     if (!gather_own && kept) memcpy(buffer, connection->in + connection->in_start, kept);
-    ssize_t got;
-    do got = recv(connection->fd, buffer + kept, limit, 0);
-    while (got < 0 && errno == EINTR);
+    ssize_t got = socket_receive(connection->fd, buffer + kept, limit);
     if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
     if (got <= 0) {
         input_end(net, connection, got == 0 ? 0 : errno);
@@ -99,15 +82,12 @@ static void tcp_readable(net_t *net, connection_t *connection) {
 
 /* Discard the input of a lingering client until it closes too. */
 static void tcp_drain(net_t *net, connection_t *connection) {
-    ssize_t got = recv(connection->fd, net->read_buffer, READ_BYTES, 0);
-    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+    ssize_t got = socket_receive(connection->fd, net->read_buffer, READ_BYTES);
+    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK))
         connection_close(net, connection, connection->close_code, connection->close_detail);
 }
 
-static bool tcp_input_waits(const connection_t *connection) {
-    uint8_t byte;
-    return recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
-}
+static bool tcp_input_waits(const connection_t *connection) { return socket_input_waits(connection->fd); }
 
 /* ---- the end --------------------------------------------------------------------------------------------------------- */
 
@@ -116,7 +96,7 @@ static bool tcp_input_waits(const connection_t *connection) {
 static bool tcp_goodbye(net_t *net, connection_t *connection) {
     (void)net;
     if (connection->close_code == BQ_CLOSE_EOF) return false;
-    shutdown(connection->fd, SHUT_WR);
+    socket_output_end(connection->fd);
     return true;
 }
 
@@ -127,7 +107,7 @@ static void tcp_silence(net_t *net, connection_t *connection) {
 
 static void tcp_end(net_t *net, connection_t *connection) {
     if (connection->fd < 0) return;
-    close(connection->fd);
+    socket_close(connection->fd);
     net->broker.stats.work += WORK_SEND;
     connection->fd = -1;
     admission_descriptor_freed(&net->admission);

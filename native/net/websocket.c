@@ -221,7 +221,8 @@ int websocket_gather(net_t *net, connection_t *connection, struct iovec *parts, 
         close_add(net, connection, connection->close_code, connection->close_detail);
     *bytes = websocket->rest_size;
     websocket->lead_size = websocket->pong_bytes = websocket->frame_bytes = 0;
-    if (websocket->rest_size) parts[count++] = (struct iovec){websocket->rest + websocket->rest_start, websocket->rest_size};
+    if (websocket->rest_size)
+        parts[count++] = (struct iovec){.iov_base = websocket->rest + websocket->rest_start, .iov_len = websocket->rest_size};
     if (websocket->close_sent || websocket->state == WEBSOCKET_HANDSHAKE) return count;
     if (websocket->pong_due) {
         websocket->pong_bytes = websocket_write_header(lead, WEBSOCKET_PONG, websocket->pong_size);
@@ -237,7 +238,7 @@ int websocket_gather(net_t *net, connection_t *connection, struct iovec *parts, 
     }
     if (!websocket->lead_size) return count;
     websocket->frame_bytes = (uint32_t)payload;
-    parts[count] = (struct iovec){lead, websocket->lead_size};
+    parts[count] = (struct iovec){.iov_base = lead, .iov_len = websocket->lead_size};
     *bytes += websocket->lead_size + payload;
     return count + 1 + runs;
 }

@@ -1,5 +1,5 @@
-/* wal/storage.h: the interface between the WAL and the disk. wal/storage_posix.c implements it for real disks. Tests use a
- * simulated disk or one that fails.
+/* wal/storage.h: the interface between the WAL and the disk. wal/storage_posix.c and
+ * wal/storage_windows.c implement it for real disks. Tests use a simulated disk or one that fails.
  *
  * Invariant: names are plain file names inside one directory. Every call returns >= 0 or -errno. It does everything that was
  * asked, including retries after short writes and EINTR, or reports an error. The WAL's threads call it concurrently.
@@ -10,6 +10,10 @@
 #include <errno.h>
 
 #include "base/bytes.h"
+
+#ifndef EDQUOT
+#define EDQUOT 10069 /* the number of Windows, whose C library does not have it */
+#endif
 
 typedef struct storage storage_t;
 
@@ -43,6 +47,8 @@ struct storage {
 };
 
 /* A storage over a directory, created with mode 0700 if it does not exist. NULL with *error = -errno. */
-storage_t *storage_posix(const char *directory, int *error);
+storage_t *storage_disk(const char *directory, int *error);
+
+bool storage_present(const char *directory); /* storage_disk would create it; false with errno */
 
 #endif

@@ -3,6 +3,8 @@
  * Invariant: a call that returns >= 0 has done everything that was asked. A failed sync is reported and never repeated here:
  * the kernel may have marked the lost pages as clean, and a second call would return 0.
  */
+#if !defined(_WIN32)
+
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* fallocate */
 #endif
@@ -10,6 +12,7 @@
 #define _FILE_OFFSET_BITS 64 /* for a 32-bit long: large files, large disks, and long inode numbers */
 #endif
 
+#include "base/entropy.h"
 #include "wal/storage.h"
 
 #include <dirent.h>
@@ -18,7 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
-#include <sys/random.h> /* getentropy, on macOS */
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -235,7 +237,7 @@ static int64_t disk_free_bytes(storage_t *storage) {
 
 static int disk_random(storage_t *storage, uint8_t *bytes, uint32_t size) {
     (void)storage;
-    return getentropy(bytes, size) < 0 ? -errno : 0; /* needs neither a descriptor nor /dev */
+    return entropy_fill(bytes, size) ? 0 : -errno;
 }
 
 /* The directory is locked too, because somebody may remove LOCK. Called again, it creates LOCK again if it was removed. */
@@ -316,7 +318,9 @@ static char *absolute(const char *directory) {
     return path;
 }
 
-storage_t *storage_posix(const char *directory, int *error) {
+bool storage_present(const char *directory) { return access(directory, F_OK) == 0; }
+
+storage_t *storage_disk(const char *directory, int *error) {
     *error = 0;
     if (mkdir(directory, 0700) == 0)
         *error = parent_sync(directory);
@@ -340,3 +344,5 @@ storage_t *storage_posix(const char *directory, int *error) {
     *disk = (disk_t){.calls = disk_calls, .directory = file, .lock = -1, .path = path, .root = root.st_ino};
     return &disk->calls;
 }
+
+#endif

@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "wal/wal_internal.h"
 
@@ -32,12 +31,12 @@ static int tool_lock(bq_wal_tool_t *tool) {
 
 static int tool_begin(bq_wal_tool_t *tool, const char *directory) {
     int error = 0;
-    if (access(directory, F_OK) != 0) return BQ_E_SYSTEM; /* storage_posix would create it */
+    if (!storage_present(directory)) return BQ_E_SYSTEM;
     size_t size = strlen(directory) + 1;
     tool->directory = malloc(size);
     if (!tool->directory) return BQ_E_MEMORY;
     memcpy(tool->directory, directory, size);
-    tool->storage = storage_posix(directory, &error);
+    tool->storage = storage_disk(directory, &error);
     if (!tool->storage) return system_error(error);
     error = tool_lock(tool);
     return error == BQ_OK ? recover_begin(&tool->recover, tool->storage) : error;
@@ -77,7 +76,7 @@ static int tool_repair(bq_wal_tool_t *tool) {
     int error = 0;
     wal_t *wal;
     tool_release(tool);
-    storage_t *storage = storage_posix(tool->directory, &error);
+    storage_t *storage = storage_disk(tool->directory, &error);
     if (!storage) return system_error(error);
     error = wal_open(&wal, storage, &config, NULL, NULL, NULL, NULL);
     if (error != BQ_OK) return error;

@@ -8,25 +8,14 @@
  * Invariant: `durable` rises only after fdatasync returned 0. Every error except a full disk ends in wal_fail. A write that
  * found the disk full is repeated (it overwrites the same bytes). A sync is never repeated.
  */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* clock_gettime */
-#endif
-
 #include "wal/wal_internal.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 #define LETTER_MORE_BYTES 1024u /* the most that a dead letter adds to its message */
 
 static const uint32_t sync_bounds_us[7] = {100, 300, 1000, 3000, 10000, 30000, 100000};
-
-static uint64_t now_us(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
 
 void wal_wake(wal_t *wal) {
     if (wal->config.wake) wal->config.wake(wal->config.wake_context);
@@ -40,9 +29,9 @@ void wal_fail(wal_t *wal, int error) {
 
 static int wal_sync_data(wal_t *wal, int file) {
     if (wal->config.no_sync) return 0;
-    uint64_t begin = now_us();
+    uint64_t begin = poll_clock_mono_us();
     int error = wal->storage->sync_data(wal->storage, file);
-    uint64_t took = now_us() - begin;
+    uint64_t took = poll_clock_mono_us() - begin;
     uint32_t bucket = 0;
     while (bucket < 7 && took > sync_bounds_us[bucket]) bucket++;
     monitor_enter(&wal->table);
@@ -144,8 +133,8 @@ static int preallocated_make(wal_t *wal) {
  * WAL_RETRY_MS. */
 static void segments_make(wal_t *wal) {
     for (uint32_t tries = 0; tries < 2 && (!wal->active || !wal->preallocated); tries++) {
-        if (atomic_load(&wal->failed) || now_us() < wal->look_at_us) return;
-        wal->look_at_us = now_us() + WAL_RETRY_MS * 1000ull;
+        if (atomic_load(&wal->failed) || poll_clock_mono_us() < wal->look_at_us) return;
+        wal->look_at_us = poll_clock_mono_us() + WAL_RETRY_MS * 1000ull;
         int error = wal->active ? preallocated_make(wal) : wal_begin_late(wal);
         if (error == 0) wal->look_at_us = 0;
         if (error < 0 && error != -ENOSPC) wal_fail(wal, error);

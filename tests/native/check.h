@@ -18,6 +18,15 @@
         }                                                                                                                        \
     } while (0)
 
+/* Standard input without changes to its line ends. */
+#if defined(_WIN32)
+#include <fcntl.h>
+#include <io.h>
+static inline void take_bytes(void) { _setmode(0, _O_BINARY); }
+#else
+static inline void take_bytes(void) {}
+#endif
+
 /* xorshift64*: the same sequence on every machine. The state must not be 0. */
 static inline uint64_t random_next(uint64_t *state) {
     *state ^= *state >> 12;

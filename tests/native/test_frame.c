@@ -91,6 +91,7 @@ static void test_every_code_has_a_phrase(void) {
 }
 
 int main(void) {
+    take_bytes();
     check_input();
     test_writers_write_no_more_bytes_than_they_reserve();
     test_every_code_has_a_phrase();

@@ -33,6 +33,7 @@ static void run_shorter(const uint8_t *packet, uint32_t size, uint8_t version) {
 }
 
 int main(void) {
+    take_bytes();
     static uint8_t packet[1 << 16];
     uint8_t head[5];
     uint64_t random = 1, packets = 0;

@@ -139,7 +139,7 @@ static void test_a_name_in_use_is_freed_without_changing_the_file_behind_it(void
 
 static void test_a_file_that_is_open_elsewhere_is_reported_as_locked(const char *directory) {
     int error, file = disk->open(disk, "made", true);
-    storage_t *second = storage_posix(directory, &error);
+    storage_t *second = storage_disk(directory, &error);
     CHECK(second && file >= 0);
     int other = second->open(second, "made", false);
     CHECK(other >= 0 && second->locked(second, other) == -EWOULDBLOCK);
@@ -161,7 +161,7 @@ static void test_a_moved_directory_accepts_no_more_records(const char *directory
 
 static void test_the_lock_is_held_until_release(const char *directory) {
     int error;
-    storage_t *second = storage_posix(directory, &error);
+    storage_t *second = storage_disk(directory, &error);
     CHECK(second);
     plan_error = EINTR;
     CHECK(disk->lock(disk, "LOCK") == 0 && second->lock(second, "LOCK") == -EWOULDBLOCK);
@@ -178,8 +178,8 @@ int main(int count, char **arguments) {
     char directory[4096];
     int error;
     CHECK(count == 2 && snprintf(directory, sizeof directory, "%s/new", arguments[1]) < 4096);
-    CHECK(storage_posix("/proc/self/no/such", &error) == NULL && error == -ENOENT);
-    disk = storage_posix(directory, &error);
+    CHECK(storage_disk("/proc/self/no/such", &error) == NULL && error == -ENOENT);
+    disk = storage_disk(directory, &error);
     CHECK(disk && error == 0);
     int file = disk->open(disk, "one", true);
     CHECK(file >= 0);

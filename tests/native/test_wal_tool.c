@@ -10,10 +10,8 @@
 #endif
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "check.h"
 #include "wal/wal_internal.h"
@@ -31,7 +29,7 @@ static uint32_t payload_of(uint64_t lsn, uint8_t bytes[64]) {
 static wal_t *open_at(const char *directory, wal_report_t *report) {
     int error;
     wal_t *wal;
-    storage_t *storage = storage_posix(directory, &error);
+    storage_t *storage = storage_disk(directory, &error);
     CHECK(storage && wal_open(&wal, storage, &config, NULL, NULL, report, NULL) == BQ_OK);
     wal_settle(wal);
     return wal;
@@ -93,7 +91,7 @@ static void test_a_missing_directory_is_not_created(const char *directory) {
     int error;
     snprintf(name, sizeof name, "%s/nowhere", directory);
     CHECK(bq_wal_tool_open(name, BQ_WAL_VERIFY, &error) == NULL && error == BQ_E_SYSTEM && errno == ENOENT &&
-          access(name, F_OK) != 0);
+          !storage_present(name));
     CHECK(bq_wal_tool_open(directory, 9, &error) == NULL && error == BQ_E_ARGUMENT);
 }
 
@@ -109,8 +107,8 @@ static void test_damage_is_reported_and_a_repaired_wal_verifies(const char *dire
     char findings[256], name[4200];
     uint64_t records;
     snprintf(name, sizeof name, "%s/wal-0000000001.log", directory);
-    int file = open(name, O_WRONLY);
-    CHECK(file >= 0 && pwrite(file, "damaged", 7, 1100) == 7 && close(file) == 0);
+    FILE *file = fopen(name, "r+b");
+    CHECK(file && fseek(file, 1100, SEEK_SET) == 0 && fwrite("damaged", 1, 7, file) == 7 && fclose(file) == 0);
     bq_wal_item_t done = run(directory, BQ_WAL_VERIFY, &records, findings);
     CHECK(strcmp(findings, "DAMAGED LOST ") == 0 && done.lost_ranges == 1 && done.records + done.lost_records == RECORDS);
     uint64_t left = done.records;
