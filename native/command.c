@@ -302,6 +302,18 @@ static void secure_by(bq_t *bq, const bq_command_t *command) {
     secure_context(&bq->net, table_of(command), context_of(command), command->flags & BQ_SECURE_TELL);
 }
 
+static void publish_own(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
+    broker_t *broker = &bq->broker;
+    wait_list_t *blocker = NULL;
+    int error = 0;
+    topic_t *topic = publish_topic(broker, NULL, text, record->text_size, &error);
+    if (!topic) return;
+    const message_t message = {
+        .topic = topic->name, .topic_size = topic->name_size, .payload = data, .payload_size = record->data_size};
+    while (publish_message(broker, topic, &message, &blocker) == PUBLISH_FULL) net_drain(&bq->net);
+    drain_end(broker);
+}
+
 static bool consumers_page(bq_t *bq, const record_t *record, const uint8_t *text, const uint8_t *data) {
     return event_consumers(&bq->broker, &(consumer_list_request_t){.seq = record->command.seq,
                                                                    .lag_min = record->command.value,
@@ -329,6 +341,7 @@ static bool run(bq_t *bq, const record_t *record, const uint8_t *text, const uin
     case BQ_CMD_CLOCK: set_clock(bq, data, record->data_size); return true;
     case BQ_CMD_ACL: acl(bq, record, data); return true;
     case BQ_CMD_SECURE: secure_by(bq, command); return true;
+    case BQ_CMD_PUBLISH: publish_own(bq, record, text, data); return true;
     case BQ_CMD_ORIGINS: websocket_origins_set(&bq->net, data, record->data_size); return true;
     case BQ_CMD_STOP: core_stop(bq, command->value, command->seq); return true;
     default: return for_connection(bq, record, text, data);

@@ -143,7 +143,8 @@ def test_the_password_is_the_key_and_its_end_is_the_end_of_the_connection(tmp_pa
     assert connect(ready["mqtt"], "g", user_name="pump", password=text).code == "Not authorized"
     revoke_key(keys, "boiler")
     assert client.wait_for_end() == "Administrative action"
-    assert {line["client"] for line in broker.lines("ended")} == {"c3", "c4", "c5"}
+    for name in ("c3", "c4", "c5"):
+        assert broker.wait_for("ended", client=name)["code"] == "0x98"
     assert text not in "\n".join(broker.log)
     stop(broker)
 
@@ -211,6 +212,16 @@ def test_messages_go_between_mqtt_clients_and_blipmq_clients(
     assert arrived.get(timeout=WAIT_SECONDS) == ("unsubscribed", b"")
     mqtt.paho.publish("mqtt/a", b"nobody", 1).wait_for_publish(WAIT_SECONDS)
     assert arrived.empty()
+    stop(broker)
+
+
+def test_a_client_gets_the_state_of_the_broker(tmp_path: Path, connect: Connect) -> None:
+    broker, ready = started(tmp_path, **{"mqtt.sys_interval_s": 1})
+    client = connect(ready["mqtt"])
+    arrived: queue.Queue[tuple[str, bytes]] = queue.Queue()
+    client.paho.on_message = lambda _client, _data, message: arrived.put((message.topic, message.payload))
+    client.paho.subscribe("$SYS/broker/clients/+")
+    assert arrived.get(timeout=WAIT_SECONDS) == ("$SYS/broker/clients/connected", b"1")
     stop(broker)
 
 

@@ -68,6 +68,7 @@ from blipmq.sessions.listing import ASKED_ROWS_MAX, ROWS_MAX, Wanted
 if TYPE_CHECKING:
     from blipmq.broker.blocking import BlockingBroker
     from blipmq.broker.publisher import Publisher
+    from blipmq.broker.sys_topics import SysTopics
     from blipmq.client.client import AwaitableContext, Client, Payload
     from blipmq.client.connection import StateCallback
     from blipmq.net.attached import AttachedConnections
@@ -196,7 +197,12 @@ class Broker:
         )
         self._rules = ClientRules(self._connections, self.config, self.log, self._status, self._auth)
         self._protocol = NativeProtocol(core, self._connections, self._rules, self.log, self._status, self._operators)
-        self._status.sampled = self._ids.observe
+        self._status.sampled = self._sampled
+        self._sys: SysTopics | None = None
+        if self.config.mqtt.bind_addr or self.config.mqtt.tls_bind_addr:
+            from blipmq.broker.sys_topics import SysTopics  # imported here because only MQTT clients expect them
+
+            self._sys = SysTopics(core.publish, time.monotonic, self.config.mqtt.sys_interval_s)
         self._auth.open()
         if self._bind_retry is not None:
             self._status.bind_problems = self._bind_retry.reasons
@@ -402,6 +408,8 @@ class Broker:
         self._status.budget_bytes = config.limits.memory_bytes
         self._status.reloads_applied += 1
         self._status.reload_error = ""
+        if self._sys is not None:
+            self._sys.interval_s = config.mqtt.sys_interval_s
         self.log.set(config.logging.level, config.logging.format)
         # first: from here on no client is admitted without a key, if keys are required
         core.limits(CoreConfig.of(config))
@@ -563,6 +571,12 @@ class Broker:
                 self.tls.tick()
             self.log.settle()
             self._timers.after("tick", TICK_SECONDS, self._tick)
+
+    def _sampled(self, counters: dict[str, int]) -> None:
+        """Each second, with the core's counters."""
+        self._ids.observe(counters)
+        if self._sys is not None and self._stopped is None:
+            self._sys.observe(counters)
 
     def _watch_keys(self) -> None:
         assert self._timers is not None

@@ -126,6 +126,14 @@ class Mqtt(Section):
         65_535,
         reload=True,
     )
+    sys_interval_s: int = key(
+        10,
+        "If there is an MQTT listener: how often the broker publishes its state to the topics `$SYS/broker/…`. 0: never.",
+        "s",
+        0,
+        86_400,
+        reload=True,
+    )
 
 
 class Metrics(Section):

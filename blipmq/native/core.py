@@ -234,6 +234,11 @@ class Core:
         code of MQTT 5 from 0x80 on. `discard`: its subscriptions end and its queued messages are dropped first."""
         self.reply(conn, 0, reason, text, close=True, discard=discard)
 
+    def publish(self, topic: str, payload: Buffer) -> None:
+        """Publish a message of the broker itself with QoS 0. It is dropped if a subscriber's queue is full and the policy is
+        block."""
+        self._push(lib.BQ_CMD_PUBLISH, text=topic.encode(), data=payload)
+
     def set_acl(self, number: int, filters: bytes | None) -> None:
         """Set the publish ACL `number` (from 1), also for the connections already admitted with it. `filters`: each
         with its size in front (u16, little-endian), or None for everything."""

@@ -89,7 +89,10 @@ enum bq_command_type {
     BQ_CMD_ORIGINS = 26,
     /* conn; data: the rows of BQ_EV_MQTT_SUBSCRIBE, each with the QoS that is granted, or a reason code from 0x80 on, in its second
      * byte. SUBACK is sent when all pieces of the packet are answered. If the core refuses a filter: BQ_EV_UNSUBSCRIBED */
-    BQ_CMD_MQTT_SUBSCRIBE = 27
+    BQ_CMD_MQTT_SUBSCRIBE = 27,
+    /* text: topic; data: payload. A message of the broker itself, with QoS 0. It is dropped if a subscriber's queue is full and
+     * the policy is block, and if there is no memory for it */
+    BQ_CMD_PUBLISH = 28
 };
 
 typedef struct bq_clock {
