@@ -340,7 +340,7 @@ def test_info_returns_the_state_of_the_broker(broker, connect):
     assert set(info) == {
         "version", "uptime_s", "address", "state", "reasons", "clients", "connections", "topics", "filters", "subscriptions",
         "subscriptions_total", "subscribers", "messages", "rates", "memory", "sessions", "auth", "log", "tls", "websocket",
-        "disk_free_bytes", "hardware",
+        "mqtt", "disk_free_bytes", "hardware",
     }  # fmt: skip
     assert info["version"] == __version__
     assert info["address"] == broker.address

@@ -184,7 +184,7 @@ def test_a_client_over_tls_may_use_its_certificate_in_place_of_a_password(tmp_pa
     assert connect(ready["mqtt_tls"], "a", context=context).code == "Not authorized"
     context.load_cert_chain(*authority.sign("boiler-1"))
     assert connect(ready["mqtt_tls"], "b", context=context).code == 0
-    assert [line["key"] for line in broker.lines("hello")] == ["boiler"]
+    assert broker.wait_for("hello", client="b")["key"] == "boiler"
     stop(broker)
 
 
