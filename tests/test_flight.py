@@ -69,7 +69,7 @@ class Model:
         self.order += 1
         logging = self.logs and qos == 2
         self.flights[self.last] = {
-            "lsn": lsn, "qos": qos, "state": LOGGING if logging else SENT, "told": not logging, "away": False,
+            "message": lsn, "qos": qos, "state": LOGGING if logging else SENT, "told": not logging, "away": False,
             "order": self.order,
         }  # fmt: skip
         return self.last
@@ -155,7 +155,7 @@ class Table:
         assert (flights.count, flights.open, flights.last_id) == (len(model.flights), model.open(), model.last)
         for id, expected in model.flights.items():
             found = self.lib.flight_find(flights, id)
-            assert found and {name: getattr(found, name) for name in ("lsn", "qos", "state", "told", "away")} == {
+            assert found and {name: getattr(found, name) for name in ("message", "qos", "state", "told", "away")} == {
                 name: value for name, value in expected.items() if name != "order"
             }
         assert flights.count == sum(flights.places[i].id > 0 for i in range(flights.capacity))
@@ -169,6 +169,11 @@ class Table:
         if room:
             assert flight.id == self.model.add(lsn, qos)
 
+    def cancel(self, id: int) -> None:
+        self.lib.flight_cancel(self.flights, id)
+        if self.model.flights.pop(id, None) and self.model.last == id:
+            self.model.last -= 1
+
     def on(self, id: int, event: int) -> int:
         copy = self.ffi.new("flight_t *")
         before = dict(self.model.flights.get(id, {}))
@@ -177,7 +182,7 @@ class Table:
         if before:
             self.seen.add((before["qos"], before["state"], event, before["away"], step))
         if step == SETTLE:
-            assert (copy.lsn, copy.qos) == (before["lsn"], before["qos"])
+            assert (copy.message, copy.qos) == (before["message"], before["qos"])
         return step
 
     def leave(self) -> None:
@@ -205,9 +210,11 @@ class Table:
 
 def step(dice: random.Random, table: Table, lsn: int) -> None:
     ids = list(table.model.flights)
-    what = dice.choice(["add"] * 5 + ["on"] * 8 + ["leave", "again", "again"])
+    what = dice.choice(["add"] * 5 + ["on"] * 8 + ["leave", "again", "again"] + ["cancel"] * (lsn % 2))
     if what == "add":
         table.add(lsn, dice.choice([1, 1, 2]))
+    elif what == "cancel":
+        table.cancel(dice.choice([*ids, table.model.last]))
     elif what == "on":
         id = dice.choice(ids) if ids and dice.random() < 0.95 else dice.randrange(IDS + 1)
         table.on(id, dice.randrange(5) if table.connected else ON_DURABLE)
@@ -278,7 +285,7 @@ def test_flights_of_an_earlier_process_are_sent_again_first(module: tuple[FFI, A
     table = Table(module, 10, True)
     found = table.ffi.new("flight_t *")
     for id, state, told in ((9, SENT, 1), (4, RELEASED, 1), (5, SENT, 0)):
-        found.id, found.state, found.qos, found.lsn, found.told = id, state, 2, 100 + id, told
+        found.id, found.state, found.qos, found.message, found.told = id, state, 2, 100 + id, told
         assert table.lib.flight_restore(table.flights, table.pool, found)
         assert not table.lib.flight_restore(table.flights, table.pool, found)
     for id, state, qos in ((0, SENT, 1), (1, SENT, 0), (1, SENT, 3), (1, RELEASED, 1), (1, 0, 2), (1, 5, 2)):

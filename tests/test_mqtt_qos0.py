@@ -138,7 +138,7 @@ WRONG: dict[str, tuple[bytes, int]] = {
     "an alias of 0": (mqtt.publish("a", values={"topic_alias": 0}), 0x94),
     "an alias that is not known": (mqtt.publish("", values={"topic_alias": 1}), 0x82),
     "an alias for a wildcard": (mqtt.publish("#", values={"topic_alias": 1}), 0x82),
-    "PUBACK": (mqtt.ack(0x40, 1), 0x82),
+    "PUBREC": (mqtt.ack(0x50, 1), 0x82),
     "PUBREL": (mqtt.ack(0x62, 1), 0x82),
 }
 

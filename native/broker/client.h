@@ -13,6 +13,7 @@
 #define BQ_CLIENT_H
 
 #include "base/bytes.h"
+#include "broker/flight.h"
 #include "broker/outqueue.h"
 #include "broker/router.h"
 #include "broker/waiters.h"
@@ -40,6 +41,12 @@ typedef struct flush_list {
     uint32_t count;
 } flush_list_t;
 
+/* A client of a protocol with packet ids. */
+typedef struct packets {
+    flights_t ids;
+    uint32_t bytes_max; /* the largest packet that the client takes */
+} packets_t;
+
 typedef struct client {
     bq_conn_t handle;
     const struct protocol_ops *protocol;
@@ -55,6 +62,7 @@ typedef struct client {
     struct acl *acl;      /* publish rights of its key; NULL: it may publish everything */
     subscription_t *subscriptions;
     struct member *members;                   /* its memberships in consumers */
+    packets_t *packets;                       /* NULL: its deliveries have no packet ids, but ack timers */
     uint64_t pending_bytes;                   /* bytes of its publishes that wait for the disk */
     uint32_t pending_commits;                 /* number of its publishes that wait for the disk */
     uint64_t dispatch_mark;                   /* LSN of the last message it got through a consumer */

@@ -104,6 +104,7 @@ static inline void delivery_init(delivery_t *delivery, consumer_t *consumer, uin
     delivery->place = DELIVERY_WAITS;
     delivery->redelivered = delivery->marked = delivery->killed = delivery->alone = false;
     delivery->given_up = delivery->over = delivery->dead_letter_waits = false;
+    delivery->packet_id = 0;
     delivery->letter = NULL;
 }
 
@@ -201,6 +202,50 @@ static bool quiet_copy(broker_t *broker, const delivery_t *delivery, queue_run_t
     return true;
 }
 
+/* ---- packets: copies for clients with packet ids ---- */
+
+/* Seconds until the message expires, at least 1; 0: never. */
+static uint32_t expiry_s(const broker_t *broker, const delivery_t *delivery) {
+    if (!delivery->expiry_tick) return 0;
+    uint64_t ticks = delivery->expiry_tick > broker->wheel.now ? delivery->expiry_tick - broker->wheel.now : 1;
+    uint64_t seconds = (ticks * broker->config.tick_ms + 999) / 1000;
+    return seconds < UINT32_MAX ? (uint32_t)seconds : UINT32_MAX;
+}
+
+static encoding_delivery_t packet_of(const broker_t *broker, const delivery_t *delivery, const client_t *client) {
+    return (encoding_delivery_t){.message = delivery_message(delivery),
+                                 .expiry_s = expiry_s(broker, delivery),
+                                 .encoding = client->queue.encoding,
+                                 .qos = 1};
+}
+
+static NOINLINE bool packet_too_large(const broker_t *broker, const delivery_t *delivery, const client_t *client) {
+    const encoding_delivery_t packet = packet_of(broker, delivery, client);
+    uint32_t size = encoding_delivery_write(NULL, &packet);
+    return !size || size > client->packets->bytes_max;
+}
+
+/* False: no packet id is free, or no memory. */
+static NOINLINE bool packet_copy(broker_t *broker, delivery_t *delivery, client_t *client, queue_run_t *run) {
+    if (!flight_room(&client->packets->ids)) return false;
+    if (budget_over(broker) && delivery->consumer->flight_count) return false;
+    encoding_delivery_t packet = packet_of(broker, delivery, client);
+    run->size = encoding_delivery_write(NULL, &packet);
+    uint8_t *out = shared_reserve(broker, run->size);
+    const flight_t *flight = out ? flight_add(&client->packets->ids, &broker->pool, delivery->id, 1) : NULL;
+    if (!flight) {
+        consumer_pump_later(broker, delivery->consumer);
+        return false;
+    }
+    packet.packet_id = delivery->packet_id = flight->id;
+    packet.message = delivery_message(delivery); /* its bytes may have moved */
+    encoding_delivery_write(out, &packet);
+    run->buffer = broker->buffers.open;
+    run->offset = run->buffer->used;
+    buffer_commit(&broker->buffers, run->size);
+    return true;
+}
+
 static uint64_t ack_timeout_ms(const broker_t *broker, const delivery_t *delivery) {
     uint32_t doublings = delivery->deliveries < BACKOFF_DOUBLINGS_MAX ? delivery->deliveries : BACKOFF_DOUBLINGS_MAX;
     return (uint64_t)broker->config.ack_timeout_ms << doublings;
@@ -213,11 +258,17 @@ static bool tries_alone(const broker_t *broker, const delivery_t *delivery) {
 }
 
 static bool send_to(broker_t *broker, delivery_t *delivery, member_t *member) {
-    if (BQ_UNLIKELY(delivery->redelivered) && !delivery->marked && !mark_redelivered(broker, delivery)) return false;
+    client_t *client = member->client;
+    bool plain = BQ_LIKELY(!client->packets);
+    if (BQ_UNLIKELY(delivery->redelivered) && plain && !delivery->marked && !mark_redelivered(broker, delivery)) return false;
     queue_run_t run = {.buffer = delivery->hold.buffer, .offset = delivery->hold.offset, .size = delivery->hold.size};
+    if (BQ_UNLIKELY(!plain) && !packet_copy(broker, delivery, client, &run)) return false;
     if (BQ_UNLIKELY(!member->qos) && !quiet_copy(broker, delivery, &run)) return false;
-    if (!queue_push_kept(&member->client->queue, &broker->queues, &run, &delivery->hold)) return false;
-    client_mark_dirty(broker, member->client, broker->flush_order);
+    if (!queue_push_kept(&client->queue, &broker->queues, &run, &delivery->hold)) {
+        if (!plain) flight_cancel(&client->packets->ids, delivery->packet_id);
+        return false;
+    }
+    client_mark_dirty(broker, client, broker->flush_order);
     flight_begin(broker, delivery, member);
     broker->stats.work += WORK_DELIVERY;
     if (BQ_UNLIKELY(delivery->killed)) delivery->alone = member->alone = tries_alone(broker, delivery);
@@ -235,7 +286,9 @@ void delivery_handed(void *context, queue_entry_t *hold) {
         consumer->redelivered++;
         broker->stats.redelivered++;
     }
-    if (delivery->now.member->qos) {
+    if (BQ_UNLIKELY(delivery->now.member->client->packets != NULL)) {
+        wheel_remove(&broker->wheel, &delivery->hold.timer.wheel); /* it is sent again only to a client that comes back */
+    } else if (delivery->now.member->qos) {
         timer_set(broker, &delivery->hold.timer, ack_timeout_ms(broker, delivery));
         delivery->deliveries++;
     } else {
@@ -318,6 +371,10 @@ static void send_window(broker_t *broker, consumer_t *consumer) {
                 break;
             }
             member_t *member = member_in_turn(broker, consumer, tries_alone(broker, delivery) ? 1 : broker->config.max_in_flight);
+            if (member && BQ_UNLIKELY(member->client->packets != NULL) && packet_too_large(broker, delivery, member->client)) {
+                delivery_settle(broker, delivery, &consumer->dropped_queue_full, &broker->stats.dropped_queue_full);
+                continue;
+            }
             if (!member || !send_to(broker, delivery, member)) break;
         }
         consumer->cursor = delivery->next;
@@ -405,6 +462,23 @@ void consumer_ack(broker_t *broker, client_t *client, uint64_t id) {
     }
 }
 
+void consumer_packet_acked(broker_t *broker, client_t *client, uint16_t packet_id, uint64_t id, bool refused) {
+    for (member_t *member = client->members; member; member = member->client_next)
+        consumer_pump_later(broker, member->consumer); /* a packet id is free */
+    assignment_t *assignment = *flight_slot(&broker->consumers, id, client);
+    while (assignment && !(assignment->delivery->id == id && assignment->member->client == client &&
+                           assignment->delivery->packet_id == packet_id))
+        assignment = assignment->chain;
+    if (!assignment) return;
+    delivery_t *delivery = assignment->delivery;
+    if (refused) {
+        dead_letter_send(broker, delivery);
+        return;
+    }
+    broker->stats.delivered++;
+    delivery_settle(broker, delivery, &delivery->consumer->acked, &broker->stats.acked);
+}
+
 void delivery_wait(broker_t *broker, delivery_t *delivery) {
     consumer_t *consumer = delivery->consumer;
     wheel_remove(&broker->wheel, &delivery->hold.timer.wheel);
@@ -422,9 +496,11 @@ void delivery_dead(broker_t *broker, delivery_t *delivery) {
 }
 
 void delivery_left(broker_t *broker, delivery_t *delivery) {
-    delivery->redelivered = delivery->killed = true;
+    delivery->redelivered = true;
+    delivery->killed = !delivery->packet_id;
+    delivery->packet_id = 0;
     delivery_wait(broker, delivery);
-    if (delivery->deliveries >= broker->config.max_deliveries) dead_letter_send(broker, delivery);
+    if (delivery->killed && delivery->deliveries >= broker->config.max_deliveries) dead_letter_send(broker, delivery);
 }
 
 void consumer_timeout(broker_t *broker, delivery_t *delivery) {

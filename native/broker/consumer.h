@@ -88,6 +88,7 @@ typedef struct delivery {
     bool given_up;                 /* not sent any more; see broker/dead_letter.h */
     bool over;                     /* over the WAL quota; see broker/wal_quota.h */
     bool dead_letter_waits;        /* its dead letter waits for room in the WAL */
+    uint16_t packet_id;            /* of a client with packet ids; 0: none */
     struct pending_commit *letter; /* its dead letter, waiting for the commit */
     struct delivery *letter_next, *letter_previous;
 } delivery_t;
@@ -248,6 +249,8 @@ void consumer_subscribe_undo(struct broker *broker, struct client *client, const
 bool consumer_unsubscribe(struct broker *broker, struct client *client, uint64_t seq, const consumer_request_t *request,
                           bool *ended, bool *pending);
 void consumer_ack(struct broker *broker, struct client *client, uint64_t id);
+/* The same for a client with packet ids. `refused`: the client does not take the message, which becomes a dead letter. */
+void consumer_packet_acked(struct broker *broker, struct client *client, uint16_t packet_id, uint64_t id, bool refused);
 void consumer_leave_one(struct broker *broker, struct client *client); /* the first membership in its list */
 void consumer_leave_all(struct broker *broker, struct client *client);
 

@@ -55,6 +55,16 @@ NOINLINE void flight_give_to_another(broker_t *broker, delivery_t *delivery, mem
     delivery->late = late;
 }
 
+/* Removes the delivery from its member's queue. A packet id that the client has not seen is free again. */
+NOINLINE void flight_take_back(broker_t *broker, delivery_t *delivery) {
+    bool begun = queue_begun(&delivery->hold);
+    queue_take_back(&delivery->hold, &broker->queues);
+    packets_t *packets = delivery->now.member->client->packets;
+    if (!packets || !delivery->packet_id || begun) return;
+    flight_cancel(&packets->ids, delivery->packet_id);
+    delivery->packet_id = 0;
+}
+
 /* The member's connection closes. It may have received deliveries that were handed over, but none that are still in its queue. */
 void flight_member_leaves(broker_t *broker, member_t *member) {
     while (member->assignments) {

@@ -8,6 +8,7 @@
 bool flight_init(broker_t *broker);
 void flight_release(broker_t *broker);
 void flight_grow(broker_t *broker);
+void flight_take_back(broker_t *broker, delivery_t *delivery);
 void flight_late_drop(broker_t *broker, assignment_t *assignment);
 void flight_give_to_another(broker_t *broker, delivery_t *delivery, member_t *member);
 void flight_member_leaves(broker_t *broker, member_t *member);
@@ -63,7 +64,7 @@ static inline void flight_begin(broker_t *broker, delivery_t *delivery, member_t
 static inline void flight_end(broker_t *broker, delivery_t *delivery) {
     if (delivery->place == DELIVERY_WAITS) return;
     member_t *member = delivery->now.member;
-    if (BQ_UNLIKELY(delivery->place == DELIVERY_QUEUED)) queue_take_back(&delivery->hold, &broker->queues);
+    if (BQ_UNLIKELY(delivery->place == DELIVERY_QUEUED)) flight_take_back(broker, delivery);
     core_assert(member && member->flight_count > 0 && broker->consumers.flight_count > 0);
     delivery->place = DELIVERY_WAITS;
     if (BQ_UNLIKELY(delivery->alone)) delivery->alone = member->alone = false;

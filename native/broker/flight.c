@@ -73,12 +73,12 @@ static uint16_t id_next(flights_t *flights) {
     return flights->last_id;
 }
 
-flight_t *flight_add(flights_t *flights, pool_t *pool, uint64_t lsn, uint8_t qos) {
+flight_t *flight_add(flights_t *flights, pool_t *pool, uint64_t message, uint8_t qos) {
     if (!flight_room(flights) || flights->count >= FLIGHTS_MAX || !places_reserve(flights, pool)) return NULL;
     uint16_t id = id_next(flights);
     bool logs = qos == 2 && flights->logs;
     flight_t *place = place_of(flights, id);
-    *place = (flight_t){.lsn = lsn,
+    *place = (flight_t){.message = message,
                         .order = ++flights->order,
                         .id = id,
                         .state = logs ? FLIGHT_LOGGING : FLIGHT_SENT,
@@ -87,6 +87,13 @@ flight_t *flight_add(flights_t *flights, pool_t *pool, uint64_t lsn, uint8_t qos
     flights->count++;
     flights->open++;
     return place;
+}
+
+void flight_cancel(flights_t *flights, uint16_t id) {
+    flight_t *place = flight_find(flights, id);
+    if (!place) return;
+    if (flights->last_id == id) flights->last_id--;
+    place_free(flights, place);
 }
 
 bool flight_restore(flights_t *flights, pool_t *pool, const flight_t *found) {

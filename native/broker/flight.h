@@ -27,7 +27,7 @@ enum flight_state {
 };
 
 typedef struct flight {
-    uint64_t lsn; /* of the message, or what the caller wants to know it by */
+    uint64_t message; /* its id */
     uint32_t order;
     uint16_t id; /* 0: a free place of the table */
     uint8_t state;
@@ -82,7 +82,9 @@ void flights_release(flights_t *flights, pool_t *pool);
 static inline bool flight_room(const flights_t *flights) { return flights->open < flights->limit && !flights->again; }
 /* A message gets an id. With `logs` and QoS 2 it is LOGGING, else SENT. NULL: no room, or no memory. The pointer is valid until
  * the next call of this module. */
-flight_t *flight_add(flights_t *flights, pool_t *pool, uint64_t lsn, uint8_t qos);
+flight_t *flight_add(flights_t *flights, pool_t *pool, uint64_t message, uint8_t qos);
+/* The message was not sent after all. */
+void flight_cancel(flights_t *flights, uint16_t id);
 flight_t *flight_find(const flights_t *flights, uint16_t id); /* NULL: none */
 /* *flight: as it is after the event, or as it was, if it is settled. Not changed for UNKNOWN. */
 enum flight_step flight_on(flights_t *flights, uint16_t id, enum flight_event event, flight_t *flight);

@@ -114,6 +114,7 @@ bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, q
     entry->kept = true;
     entry->other = hold;
     hold->other = entry;
+    hold->count = run->size;
     entry_insert_after(queue, queue->tail, entry);
     return true;
 }

@@ -95,7 +95,7 @@ void queue_refuse(queue_t *queue, queue_env_t *env, uint32_t messages);
 bool queue_push_kept(queue_t *queue, queue_env_t *env, const queue_run_t *run, queue_entry_t *hold);
 
 /* Removes it from its queue. If a part is already sent, the rest is sent too, without a call of `handed`. */
-static inline bool queue_begun(const queue_entry_t *hold) { return hold->other && hold->other->size < hold->size; }
+static inline bool queue_begun(const queue_entry_t *hold) { return hold->other && hold->other->size < hold->count; }
 void queue_take_back(queue_entry_t *hold, queue_env_t *env);
 
 /* Appends a run according to the overflow policy: at the limits drop_oldest drops from the head, drop_new shortens the run. */

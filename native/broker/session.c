@@ -285,3 +285,9 @@ bool session_unsubscribe(broker_t *broker, client_t *client, uint64_t seq, const
     end_if_unused(broker, consumer);
     return true;
 }
+
+consumer_t *client_session(const client_t *client) {
+    for (const member_t *member = client->members; member; member = member->client_next)
+        if (member->consumer->session) return member->consumer;
+    return NULL;
+}

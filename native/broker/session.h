@@ -33,6 +33,9 @@ bool session_unsubscribe(struct broker *broker, struct client *client, uint64_t 
                          bool *ended, bool *pending);
 void session_subscribe_undo(struct broker *broker, struct client *client, const uint8_t *filter, uint32_t size);
 
+/* The session of which the client is a member; NULL: none. */
+consumer_t *client_session(const struct client *client);
+
 /* Adds a filter. NULL: no memory, or it is not valid. */
 consumer_filter_t *session_filter_add(struct broker *broker, consumer_t *consumer, const consumer_request_t *request);
 void session_filter_remove(struct broker *broker, consumer_t *consumer, consumer_filter_t *filter);

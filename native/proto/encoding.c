@@ -78,6 +78,23 @@ uint32_t encoding_write(enum encoding encoding, uint8_t *out, const uint8_t *tem
     return packet_write(encoding, out, template, message);
 }
 
+uint32_t encoding_delivery_write(uint8_t *out, const encoding_delivery_t *delivery) {
+    const message_t *message = &delivery->message;
+    const mqtt_delivery_t packet = {.topic = {message->topic, message->topic_size},
+                                    .properties = {message->properties, message->properties_size},
+                                    .payload_size = message->payload_size,
+                                    .expiry_s = delivery->expiry_s,
+                                    .has_expiry = delivery->expiry_s > 0,
+                                    .packet_id = delivery->packet_id,
+                                    .version = version_of(delivery->encoding),
+                                    .qos = delivery->qos,
+                                    .dup = delivery->dup};
+    const uint32_t size = mqtt_delivery_header(out, &packet);
+    if (!size) return 0;
+    if (out && message->payload_size) memcpy(out + size, message->payload, message->payload_size);
+    return size + message->payload_size;
+}
+
 /* Read a packet that packet_write has written. */
 static void packet_read(enum encoding encoding, const uint8_t *packet, message_t *message) {
     mqtt_reader_t reader = {packet + 1, packet + encoded_packet_size(packet)};

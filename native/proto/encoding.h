@@ -65,6 +65,19 @@ uint32_t encoding_write(enum encoding encoding, uint8_t *out, const uint8_t *tem
 /* What a later encoding needs of a message that one of these functions has written. ENCODING_BLIP: QoS 1 too. */
 void encoding_read(enum encoding encoding, const uint8_t *encoded, message_t *message);
 
+/* ---- QoS 1, in an encoding of MQTT: a copy for one subscriber ---- */
+
+typedef struct encoding_delivery {
+    message_t message;
+    uint32_t expiry_s; /* 0: never */
+    uint16_t packet_id;
+    uint8_t encoding, qos;
+    bool dup;
+} encoding_delivery_t;
+
+/* Returns the bytes written; `out` NULL: only that. 0: MQTT has no such packet. */
+uint32_t encoding_delivery_write(uint8_t *out, const encoding_delivery_t *delivery);
+
 /* ---- ENCODING_BLIP, QoS 0: a header template, copied and patched ---- */
 
 uint32_t header_template_size(uint32_t topic_size);                                  /* bytes before the payload's first byte */

@@ -59,6 +59,7 @@ static bool mqtt_goodbye(broker_t *broker, client_t *client, enum bq_close reaso
 static void mqtt_closed(broker_t *broker, client_t *client) {
     connection_t *connection = connection_of(client);
     if (!connection->mqtt) return;
+    mqtt_packets_free(broker, client);
     mqtt_aliases_free(broker, connection->mqtt);
     mqtt_request_free(broker, connection->mqtt);
     pool_free(&broker->pool, connection->mqtt, sizeof *connection->mqtt);
@@ -150,6 +151,7 @@ static void connect_store(mqtt_t *mqtt, const mqtt_connect_t *connect) {
     const bool expires = mqtt_has(&connect->properties, MQTT_SESSION_EXPIRY);
     *mqtt = (mqtt_t){.version = connect->version,
                      .keep_alive_s = connect->keep_alive_s,
+                     .receive_maximum = connect->version < MQTT_5 ? UINT16_MAX : connect->properties.receive_maximum,
                      .packet_bytes_max = connect->version < MQTT_5 ? UINT32_MAX : connect->properties.maximum_packet_bytes,
                      .session_expiry_s = expires ? connect->properties.session_expiry_s : 0,
                      .problem_told = connect->version >= MQTT_5 && connect->properties.request_problem};
@@ -289,9 +291,10 @@ static enum frame_outcome packet(net_t *net, connection_t *connection, const mqt
     case MQTT_DISCONNECT: return packet_disconnect(net, connection, frame, body);
     case MQTT_AUTH: return packet_auth(net, connection, frame, body);
     case MQTT_CONNECT: return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME, "a second CONNECT");
+    case MQTT_PUBACK: return mqtt_acknowledged(net, connection, frame, body);
     default:
         return mqtt_end(net, connection, MQTT_PROTOCOL_ERROR, BQ_CLOSE_FRAME,
-                        "an acknowledgement, but nothing was sent with QoS 1");
+                        "an acknowledgement, but nothing was sent with QoS 2");
     }
 }
 
@@ -322,9 +325,16 @@ static uint32_t mqtt_parse(broker_t *broker, client_t *client, const uint8_t *by
 
 /* ---- the table ------------------------------------------------------------------------------------------------------------ */
 
-/* Requests of other protocols: a SUBSCRIBE is answered by mqtt_granted. */
 static void mqtt_subscribed(broker_t *broker, client_t *client, uint64_t seq, const uint8_t *filter, uint32_t size) {
-    (void)broker, (void)client, (void)seq, (void)filter, (void)size;
+    (void)filter, (void)size;
+    mqtt_filter_answered(broker, client, seq, false);
+}
+
+static void mqtt_not_done(broker_t *broker, client_t *client, uint64_t seq, enum bq_outcome outcome, const char *why) {
+    if (seq & MQTT_SEQ_SUBSCRIBE)
+        mqtt_filter_answered(broker, client, seq, true);
+    else
+        mqtt_not_published(broker, client, seq, outcome, why);
 }
 
 static void mqtt_ended(broker_t *broker, client_t *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
@@ -341,8 +351,8 @@ const protocol_ops_t protocol_mqtt = {.name = "mqtt",
                                       .welcome = mqtt_welcome,
                                       .subscribed = mqtt_subscribed,
                                       .published = mqtt_published,
-                                      .answer = mqtt_not_published,
-                                      .refuse = mqtt_not_published,
+                                      .answer = mqtt_not_done,
+                                      .refuse = mqtt_not_done,
                                       .ended = mqtt_ended,
                                       .granted = mqtt_granted,
                                       .goodbye = mqtt_goodbye,

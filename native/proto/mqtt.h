@@ -24,6 +24,7 @@ typedef struct mqtt_request {
     uint8_t *codes; /* one for each filter; NULL: there is no such request */
     uint32_t count;
     uint32_t done;  /* so many filters have their code */
+    uint32_t waits; /* so many of these may still be refused: they wait for the disk */
     uint32_t piece; /* the first filter of the piece that is with Python */
 } mqtt_request_t;
 
@@ -31,10 +32,11 @@ typedef struct mqtt {
     uint32_t packet_bytes_max; /* the largest packet that the client takes */
     uint32_t session_expiry_s; /* that the client asked for */
     uint16_t keep_alive_s;
-    uint8_t version;     /* enum mqtt_version */
-    bool problem_told;   /* the client wants reason strings in all packets that have them */
-    bool gone;           /* a DISCONNECT was written */
-    uint16_t unanswered; /* of its publishes with QoS 1 */
+    uint16_t receive_maximum; /* most messages with QoS 1 that the client takes before it acknowledges one */
+    uint8_t version;          /* enum mqtt_version */
+    bool problem_told;        /* the client wants reason strings in all packets that have them */
+    bool gone;                /* a DISCONNECT was written */
+    uint16_t unanswered;      /* of its publishes with QoS 1 */
     mqtt_request_t request;
     mqtt_text_t *aliases; /* MQTT_ALIASES_MAX topics, by their alias - 1; NULL: none was used yet */
 } mqtt_t;
@@ -59,6 +61,14 @@ void mqtt_not_published(broker_t *broker, client_t *client, uint64_t packet_id, 
 /* Python's answer to a piece of a SUBSCRIBE: see BQ_CMD_MQTT_SUBSCRIBE. False: the event ring has no room; call it again. */
 bool mqtt_granted(broker_t *broker, client_t *client, const uint8_t *rows, uint32_t size);
 
+/* PUBACK for a message that the client got with QoS 1. */
+enum frame_outcome mqtt_acknowledged(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body);
+
+/* The answer to a subscription with QoS 1: see mqtt_subscribe.c. */
+#define MQTT_SEQ_SUBSCRIBE (1ull << 32)
+void mqtt_filter_answered(broker_t *broker, client_t *client, uint64_t seq, bool refused);
+
+void mqtt_packets_free(broker_t *broker, client_t *client);
 void mqtt_aliases_free(broker_t *broker, mqtt_t *mqtt);
 void mqtt_request_free(broker_t *broker, mqtt_t *mqtt);
 

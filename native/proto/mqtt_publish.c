@@ -62,6 +62,29 @@ void mqtt_not_published(broker_t *broker, client_t *client, uint64_t packet_id, 
         connection_finish(net_of(broker), connection, BQ_CLOSE_FRAME, why);
 }
 
+/* ---- acknowledgements ------------------------------------------------------------------------------------------------- */
+
+void mqtt_packets_free(broker_t *broker, client_t *client) {
+    if (!client->packets) return;
+    flights_release(&client->packets->ids, &broker->pool);
+    pool_free(&broker->pool, client->packets, sizeof *client->packets);
+    client->packets = NULL;
+}
+
+/* An unknown packet identifier is passed over: the message may have ended meanwhile. */
+enum frame_outcome mqtt_acknowledged(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
+    mqtt_result_t result;
+    flight_t flight;
+    client_t *client = &connection->client;
+    const int error = mqtt_result_read(frame, body, connection->mqtt->version, &result);
+    if (error) return mqtt_violation(net, connection, error);
+    enum flight_step step = FLIGHT_UNKNOWN;
+    if (client->packets) step = flight_on(&client->packets->ids, result.packet_id, FLIGHT_ON_PUBACK, &flight);
+    if (step == FLIGHT_SETTLE)
+        consumer_packet_acked(&net->broker, client, flight.id, flight.message, result.reason >= MQTT_UNSPECIFIED_ERROR);
+    return FRAME_TAKEN;
+}
+
 /* ---- topic aliases --------------------------------------------------------------------------------------------------- */
 
 void mqtt_aliases_free(broker_t *broker, mqtt_t *mqtt) {

@@ -6,6 +6,7 @@
  * Invariant: each filter of a request gets one code, in the order of the filters, and then the client one answer.
  */
 #include "broker/budget.h"
+#include "broker/session.h"
 #include "proto/mqtt.h"
 #include "proto/mqtt_bytes.h"
 #include "proto/mqtt_properties_codec.h"
@@ -87,6 +88,10 @@ enum frame_outcome mqtt_subscribe(net_t *net, connection_t *connection, const mq
                         "subscription identifiers are not served yet");
     net->broker.stats.work += frame->body_size / READ_BYTES_WORK;
     if (!request_begin(net, connection, subscribe.count)) return FRAME_TAKEN;
+    if (mqtt->request.waits) {
+        connection->client.pause |= PAUSE_ANSWER;
+        return FRAME_KEPT;
+    }
     if (mqtt->request.done == mqtt->request.count) return request_answer(net, connection, MQTT_SUBACK, subscribe.packet_id);
     piece_ask(net, connection, &subscribe);
     return FRAME_KEPT;
@@ -95,7 +100,8 @@ enum frame_outcome mqtt_subscribe(net_t *net, connection_t *connection, const mq
 /* ---- Python's answer ------------------------------------------------------------------------------------------------- */
 
 /* The code of a filter that Python has granted: its QoS, or why there is no subscription. */
-static uint8_t subscribe_to(broker_t *broker, client_t *client, const mqtt_filter_t *filter, uint8_t options) {
+static uint8_t subscribe_to(broker_t *broker, client_t *client, const mqtt_filter_t *filter, uint8_t options, uint8_t granted,
+                            bool *route_new) {
     const uint8_t *text = filter->filter.bytes;
     const uint32_t size = filter->filter.size;
     if (filter->group.size) return MQTT_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED;
@@ -106,7 +112,48 @@ static uint8_t subscribe_to(broker_t *broker, client_t *client, const mqtt_filte
     const int added = route_subscribe(broker->routes, client, &client->subscriptions, text, size);
     if (added < 0) return MQTT_QUOTA_EXCEEDED;
     client->subscription_count += added != 0;
-    return MQTT_SUCCESS;
+    *route_new = added != 0;
+    return broker->wal ? granted : MQTT_SUCCESS;
+}
+
+/* Its deliveries need packet ids. False: no memory. */
+static bool packets_begin(broker_t *broker, client_t *client) {
+    if (client->packets) return true;
+    const mqtt_t *mqtt = connection_of(client)->mqtt;
+    client->packets = pool_alloc(&broker->pool, sizeof *client->packets);
+    if (!client->packets) return false;
+    client->packets->bytes_max = mqtt->packet_bytes_max;
+    flights_init(&client->packets->ids, flight_limit(mqtt->receive_maximum, broker->config.max_in_flight), false);
+    return true;
+}
+
+/* Adds the filter to the client's session, or changes it there. The answer comes by mqtt_filter_answered, at once or after the
+ * disk has it. */
+static void subscribe_durably(broker_t *broker, client_t *client, mqtt_request_t *request, const mqtt_filter_t *filter,
+                              uint8_t qos, bool route_new) {
+    const uint64_t seq = MQTT_SEQ_SUBSCRIBE | (request->done - 1);
+    const consumer_request_t wanted = {.filter = filter->filter.bytes,
+                                       .filter_size = filter->filter.size,
+                                       .client_id = filter->filter.bytes, /* none: the session of this connection */
+                                       .qos = qos,
+                                       .session = true};
+    bool remains;
+    request->waits++;
+    if (!packets_begin(broker, client))
+        mqtt_filter_answered(broker, client, seq, true);
+    else if (!session_subscribe(broker, client, seq, &wanted, route_new, &remains) && route_new &&
+             route_unsubscribe(broker->routes, client, client->subscriptions, wanted.filter, wanted.filter_size))
+        client->subscription_count--;
+}
+
+void mqtt_filter_answered(broker_t *broker, client_t *client, uint64_t seq, bool refused) {
+    (void)broker;
+    mqtt_request_t *request = &connection_of(client)->mqtt->request;
+    const uint32_t index = (uint32_t)seq;
+    if (!request->codes || index >= request->done) return;
+    core_assert(request->waits);
+    request->waits--;
+    if (refused) request->codes[index] = MQTT_QUOTA_EXCEEDED;
 }
 
 /* A row of the answer. False: no room to tell Python of a refusal. */
@@ -120,9 +167,14 @@ static bool row_grant(broker_t *broker, client_t *client, mqtt_request_t *reques
     }
     if (!event_room(broker)) return false;
     mqtt_filter_check(text, size, MQTT_TOPIC_BYTES_MAX, &filter);
-    const uint8_t code = subscribe_to(broker, client, &filter, row[0]);
-    if (code >= MQTT_UNSPECIFIED_ERROR) event_unsubscribed(broker, client, text, size, NULL, 0, BQ_OUTCOME_UNAVAILABLE);
+    bool route_new = false;
+    const uint8_t code = subscribe_to(broker, client, &filter, row[0], granted ? 1 : 0, &route_new);
     code_add(request, code);
+    if (code == 1 || (code == MQTT_SUCCESS && client_session(client)))
+        subscribe_durably(broker, client, request, &filter, code, route_new);
+    client->pause |= PAUSE_ANSWER; /* also after an answer at once */
+    if (request->codes[request->done - 1] >= MQTT_UNSPECIFIED_ERROR)
+        event_unsubscribed(broker, client, text, size, NULL, 0, BQ_OUTCOME_UNAVAILABLE);
     return true;
 }
 
@@ -135,13 +187,22 @@ bool mqtt_granted(broker_t *broker, client_t *client, const uint8_t *rows, uint3
         if (index++ < request->done) continue; /* this command runs again */
         if (!row_grant(broker, client, request, rows + at)) return false;
     }
+    if (request->waits) return true; /* the last answer resumes the client */
     client_resume(broker, client, PAUSE_ANSWER);
     return true;
 }
 
 /* ---- UNSUBSCRIBE ----------------------------------------------------------------------------------------------------- */
 
+static void session_leave(broker_t *broker, client_t *client, const mqtt_text_t *filter) {
+    const consumer_request_t wanted = {
+        .filter = filter->bytes, .filter_size = filter->size, .client_id = filter->bytes, .session = true};
+    bool ended, pending;
+    session_unsubscribe(broker, client, 0, &wanted, &ended, &pending);
+}
+
 static uint8_t unsubscribe_from(broker_t *broker, client_t *client, const mqtt_filter_t *filter) {
+    if (client_session(client)) session_leave(broker, client, &filter->filter);
     if (!route_unsubscribe(broker->routes, client, client->subscriptions, filter->filter.bytes, filter->filter.size))
         return MQTT_NO_SUBSCRIPTION_EXISTED;
     client->subscription_count--;

@@ -36,7 +36,7 @@ static void check_rows(pool_t *pool) {
         flights_t flights;
         flights_init(&flights, LIMIT, true);
         bool dup;
-        flight_t flight = {.lsn = 7, .id = 9, .state = row->state, .qos = row->qos & 3u};
+        flight_t flight = {.message = 7, .id = 9, .state = row->state, .qos = row->qos & 3u};
         CHECK(flight_restore(&flights, pool, &flight) && flights_return(&flights, pool, LIMIT));
         flight_again(&flights, pool, &dup);
         CHECK(flight_on(&flights, 9, row->event, &flight) == row->step);
@@ -59,8 +59,8 @@ static void check_again(flights_t *flights, pool_t *pool) {
     bool dup;
     flights_leave(flights, pool);
     CHECK(flights_return(flights, pool, LIMIT));
-    for (flight_t *flight; (flight = flight_again(flights, pool, &dup)); last = flight->lsn)
-        CHECK(dup && flight->lsn == lsns[flight->id] && flight->lsn > last);
+    for (flight_t *flight; (flight = flight_again(flights, pool, &dup)); last = flight->message)
+        CHECK(dup && flight->message == lsns[flight->id] && flight->message > last);
     CHECK(flights->open == flights->count);
 }
 
@@ -82,7 +82,7 @@ static void check_random(pool_t *pool) {
         }
         CHECK(flight_on(&flights, id, FLIGHT_ON_PUBACK, &flight) == (lsns[id] ? FLIGHT_SETTLE : FLIGHT_UNKNOWN));
         if (!lsns[id]) continue;
-        CHECK(flight.lsn == lsns[id]);
+        CHECK(flight.message == lsns[id]);
         lsns[id] = 0;
         count--;
     }
