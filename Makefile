@@ -102,9 +102,9 @@ test-windows-core: $(VENV)/.run ## compile the core without warnings for Windows
 
 check-macos-core: $(VENV)/.run ## compile the core without warnings for macOS (arm64 and x64); nothing is run
 	@PYTHON=$(CURDIR)/$(PY) packaging/zig version >/dev/null
-	@for target in aarch64-macos.11.0 x86_64-macos.11.0; do echo "==> $$target"; \
-	printf '%s\n' $(filter-out native/tls/%,$(filter %.c,$(CORE_FILES))) | xargs -P $$(nproc) -n 1 \
-	packaging/zig cc -target $$target -std=gnu11 -Inative -Wall -Wextra -Werror -c -o /dev/null || exit 1; done
+	@for target in aarch64-macos.11.0 x86_64-macos.11.0; do echo "==> $$target"; out=build/foreign/$$target; mkdir -p $$out; \
+	printf '%s\n' $(filter-out native/tls/%,$(filter %.c,$(CORE_FILES))) | xargs -P $$(nproc) -I FILE sh -c \
+	"packaging/zig cc -target $$target -std=gnu11 -Inative -Wall -Wextra -Werror -c -o $$out/\$$(basename FILE .c).o FILE" || exit 1; done
 
 slow: $(VENV)/.test $(CORE) ## run the tests marked slow
 	@$(TEST_PROGRAMS)
