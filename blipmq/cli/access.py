@@ -96,7 +96,7 @@ def open_client(
         tls=find_tls(arguments, environment),
         client_id=client_id,
         reconnect=reconnect,
-        timeout_s=timeout_s,
+        timeout_s=timeout_s if getattr(arguments, "timeout", None) is None else arguments.timeout,
         on_state=None if terminal.quiet or not announce else render.ReconnectNotices(terminal.notice),
     ).open(wait=arguments.wait or 0)
     terminal.detail("✅", f"Connected to {client.address}.")

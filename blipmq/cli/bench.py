@@ -217,7 +217,7 @@ class Bench:
             tls=self._tls,
             reconnect=False,
             on_refusal=self._load.result.refuse,
-            timeout_s=DRAIN_S,
+            timeout_s=DRAIN_S if self._arguments.timeout is None else self._arguments.timeout,
             wait=self._arguments.wait or 0,
         )
         self._clients.append(client)

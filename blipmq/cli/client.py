@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from blipmq.base.argument_parser import ArgumentParser
 from blipmq.base.stdio import READER_GONE, StreamError, say, take_descriptors
+from blipmq.cli import quantities
 from blipmq.cli.access import DEFAULT_ADDR, check_variables
 from blipmq.cli.terminal import Terminal
 from blipmq.errors import BlipMQError
@@ -22,7 +23,7 @@ from blipmq.version import __version__
 INTERRUPTED = 130
 
 # Options that may stand before or after the command.
-UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file", "wait")) | dict.fromkeys(
+UNSET = dict.fromkeys(("addr", "ca_file", "cert", "cert_key", "key_file", "wait", "timeout")) | dict.fromkeys(
     ("tls", "quiet", "verbose"), False
 )
 
@@ -31,7 +32,7 @@ Run = Callable[[argparse.Namespace, Mapping[str, str], Terminal], int]
 EXAMPLES = """\
 examples:
   blipmq-cli sub 'site/+/temp'                       print messages as TOPIC, tab, payload
-  blipmq-cli pub site/1/temp 21.5 --ttl 60000        it expires after a minute
+  blipmq-cli pub site/1/temp 21.5 --ttl 60s          it expires after a minute
   tail -f log | blipmq-cli pub logs.web - --qos 1    one message a line; the broker saves each to disk
   blipmq-cli sub 'logs.>' --qos 1 --durable --client-id archive >> archive.log
                                                      the broker keeps messages while this is not running
@@ -83,9 +84,15 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("--key-file", metavar="FILE", help="file that holds the API key; else $BLIPMQ_API_KEY")
     common.add_argument(
         "--wait",
-        metavar="SECONDS",
-        type=whole_number(0, 10**9),
-        help="keep trying to connect for this long; 0 (default): one attempt",
+        metavar="TIME",
+        type=quantities.seconds(),
+        help="keep trying to connect for this long, such as 30s or 5m; 0 (default): one attempt",
+    )
+    common.add_argument(
+        "--timeout",
+        metavar="TIME",
+        type=quantities.seconds(0, 86_400),
+        help="how long each answer of the broker may take (10s)",
     )
     loudness = common.add_mutually_exclusive_group()
     loudness.add_argument("-q", "--quiet", action="store_true", help="print messages only")
@@ -123,7 +130,11 @@ def make_parser() -> argparse.ArgumentParser:
     wait = command("wait", [], _wait, "end when a filter is subscribed to, so that a script publishes no sooner")
     wait.add_argument("filter", metavar="FILTER", help="exactly as the subscriber writes it")
     wait.add_argument(
-        "--seconds", metavar="S", type=whole_number(0, 10**9), default=60, help="end with status 1 after this long (60)"
+        "--seconds",
+        metavar="TIME",
+        type=quantities.seconds(),
+        default=60,
+        help="end with status 1 after this long (60s)",
     )
     info = command("info", ["stats"], _info, "show broker status")
     info.add_argument("-f", "--format", choices=("text", "json"), default="text", help="text (default) or JSON")
@@ -139,10 +150,10 @@ def _add_pub(pub: argparse.ArgumentParser) -> None:
     pub.add_argument("--file", metavar="FILE", help="publish this whole file as one message")
     pub.add_argument(
         "--ttl",
-        metavar="MS",
-        type=whole_number(0),
+        metavar="TIME",
+        type=quantities.milliseconds(),
         default=0,
-        help="milliseconds until the message expires; 0: the broker's default",
+        help="time until the message expires, such as 500ms, 60s or 24h; a plain number: milliseconds; 0: the broker's default",
     )
     pub.add_argument(
         "--qos",
@@ -217,7 +228,11 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--topics", metavar="N", type=whole_number(1, 65_536), default=1, help="topics, used in turn (1)"
     )
     bench.add_argument(
-        "--size", metavar="BYTES", type=whole_number(24, 64 << 20), default=256, help="payload size (256)"
+        "--size",
+        metavar="SIZE",
+        type=quantities.size(24, 64 << 20),
+        default=256,
+        help="payload size, such as 512 or 64KB (256)",
     )
     length = bench.add_mutually_exclusive_group()
     length.add_argument(

@@ -63,6 +63,7 @@ _WAL_ACTIONS = {
 
 def _parser() -> argparse.ArgumentParser:
     from blipmq.base.argument_parser import ArgumentParser
+    from blipmq.cli import quantities
 
     parser = ArgumentParser(prog="blipmq", description="An edge message broker.")
     parser.add_argument("--version", action="version", version=f"BlipMQ {__version__}")
@@ -101,10 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     connect.add_argument("--cert-key", metavar="FILE", help="its key; else $BLIPMQ_TLS_KEY, else in the same file")
     connect.add_argument(
         "--wait",
-        metavar="SECONDS",
-        type=float,
+        metavar="TIME",
+        type=quantities.seconds(),
         default=0,
-        help="keep trying to connect for this long",
+        help="keep trying to connect for this long, such as 30s or 5m",
     )
     connect.set_defaults(run=_connect)
 

@@ -4,7 +4,7 @@ _blipmq_cli() {
     local command= files= words= index IFS=$' \t\n'
     for ((index = 1; index < COMP_CWORD; index++)); do
         case ${COMP_WORDS[index]} in
-            --addr | --ca-file | --cert | --cert-key | --key-file | --wait)
+            --addr | --ca-file | --cert | --cert-key | --key-file | --wait | --timeout)
                 [[ ${COMP_WORDS[index + 1]} == "=" ]] && ((index++))
                 ((index++)) ;;
             :) ((index++)) ;; # bash takes HOST:PORT apart
@@ -28,7 +28,9 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
-                *) words="pub sub unsub wait info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --version" ;;
+                --timeout)
+                    words="" ;;
+                *) words="pub sub unsub wait info sessions bench -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose --version" ;;
             esac ;;
         pub | p)
             case $before in
@@ -44,13 +46,15 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
+                --timeout)
+                    words="" ;;
                 --file)
                     files=yes ;;
                 --ttl)
                     words="" ;;
                 --qos)
                     words="0 1" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --file --ttl --qos" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose --file --ttl --qos" ;;
             esac ;;
         sub | s)
             case $before in
@@ -66,6 +70,8 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
+                --timeout)
+                    words="" ;;
                 -n | --count)
                     words="" ;;
                 -f | --format)
@@ -76,7 +82,7 @@ _blipmq_cli() {
                     words="" ;;
                 --group)
                     words="" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose -n --count -f --format --qos --durable --client-id --group" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose -n --count -f --format --qos --durable --client-id --group" ;;
             esac ;;
         unsub | u)
             case $before in
@@ -92,11 +98,13 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
+                --timeout)
+                    words="" ;;
                 --client-id)
                     words="" ;;
                 --group)
                     words="" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --client-id --group" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose --client-id --group" ;;
             esac ;;
         wait)
             case $before in
@@ -112,9 +120,11 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
+                --timeout)
+                    words="" ;;
                 --seconds)
                     words="" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --seconds" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose --seconds" ;;
             esac ;;
         info | stats)
             case $before in
@@ -130,9 +140,11 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
+                --timeout)
+                    words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose -f --format --watch" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose -f --format --watch" ;;
             esac ;;
         sessions)
             case $before in
@@ -148,6 +160,8 @@ _blipmq_cli() {
                     files=yes ;;
                 --wait)
                     words="" ;;
+                --timeout)
+                    words="" ;;
                 --find)
                     words="" ;;
                 --limit)
@@ -160,7 +174,7 @@ _blipmq_cli() {
                     words="" ;;
                 --key)
                     words="" ;;
-                *) words="end -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --find --limit -f --format --client-id --group --key" ;;
+                *) words="end -h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose --find --limit -f --format --client-id --group --key" ;;
             esac ;;
         bench)
             case $before in
@@ -175,6 +189,8 @@ _blipmq_cli() {
                 --key-file)
                     files=yes ;;
                 --wait)
+                    words="" ;;
+                --timeout)
                     words="" ;;
                 --publishers)
                     words="" ;;
@@ -196,7 +212,7 @@ _blipmq_cli() {
                     words="" ;;
                 -f | --format)
                     words="text json" ;;
-                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait -q --quiet -v --verbose --publishers --subscribers --topics --size --messages --seconds --rate --qos --window -f --format" ;;
+                *) words="-h --help --addr --tls --ca-file --cert --cert-key --key-file --wait --timeout -q --quiet -v --verbose --publishers --subscribers --topics --size --messages --seconds --rate --qos --window -f --format" ;;
             esac ;;
     esac
     if [[ $files ]]; then

@@ -24,7 +24,7 @@ complete -c blipmq -n '__fish_seen_subcommand_from connect' -l tls -d 'use TLS, 
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l ca-file -r -F -d 'authorities to trust, in PEM; else $BLIPMQ_TLS_CA, else the system\'s'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert -r -F -d 'this client\'s certificate; else $BLIPMQ_TLS_CERT'
 complete -c blipmq -n '__fish_seen_subcommand_from connect' -l cert-key -r -F -d 'its key; else $BLIPMQ_TLS_KEY, else in the same file'
-complete -c blipmq -n '__fish_seen_subcommand_from connect' -l wait -x -d 'keep trying to connect for this long'
+complete -c blipmq -n '__fish_seen_subcommand_from connect' -l wait -x -d 'keep trying to connect for this long, such as 30s or 5m'
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a add
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a list
 complete -c blipmq -n '__fish_seen_subcommand_from keys' -a revoke
