@@ -11,7 +11,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import paho.mqtt.client as paho
 import pytest
@@ -39,13 +39,16 @@ class Client:
         password: str | None = None,
         context: ssl.SSLContext | None = None,
         keepalive_s: int = 60,
+        transport: Literal["tcp", "websockets"] = "tcp",
     ) -> None:
         self.ended = threading.Event()
         self.code: Any = None
         self.properties: Any = None
         self.end: Any = None
         answered = threading.Event()
-        self.paho = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=version, reconnect_on_failure=False)
+        self.paho = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id, protocol=version, transport=transport, reconnect_on_failure=False
+        )
         if password is not None:
             self.paho.username_pw_set(user_name, password)
         if context is not None:
@@ -62,6 +65,7 @@ class Client:
         self.paho.on_connect, self.paho.on_disconnect = connected, disconnected
         host, _, port = address.rpartition(":")
         self.paho.connect(host, int(port), keepalive_s)
+        self._socket: Any = self.paho.socket()
         self.paho.loop_start()
         assert answered.wait(WAIT_SECONDS)
 
@@ -73,6 +77,7 @@ class Client:
     def close(self) -> None:
         self.paho.disconnect()
         self.paho.loop_stop()
+        self._socket.close()  # paho leaves that of a WebSocket open
 
 
 Connect = Callable[..., Client]
@@ -146,6 +151,34 @@ def test_the_password_is_the_key_and_its_end_is_the_end_of_the_connection(tmp_pa
     for name in ("c3", "c4", "c5"):
         assert broker.wait_for("ended", client=name)["code"] == "0x98"
     assert text not in "\n".join(broker.log)
+    stop(broker)
+
+
+def test_a_client_connects_over_websocket_with_and_without_tls(tmp_path: Path, connect: Connect) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("localhost")
+    broker, ready = started(
+        tmp_path,
+        **{
+            "mqtt.bind_addr": "",
+            "mqtt.ws_bind_addr": "127.0.0.1:0",
+            "server.ws_origins": ["*"],  # paho sends an origin, as a web page does
+            "mqtt.tls_bind_addr": "127.0.0.1:0",
+            "tls.cert_file": str(cert),
+            "tls.key_file": str(key),
+        },
+    )
+    context = ssl.create_default_context(cafile=authority.file)
+    context.check_hostname = False
+    plain = connect(ready["mqtt_websocket"], "a", transport="websockets")
+    secure = connect(ready["mqtt_tls"], "b", transport="websockets", context=context)
+    arrived: queue.Queue[bytes] = queue.Queue()
+    plain.paho.on_message = lambda _client, _data, message: arrived.put(message.payload)
+    plain.paho.on_subscribe = lambda *_: arrived.put(b"subscribed")
+    plain.paho.subscribe("a")
+    assert arrived.get(timeout=WAIT_SECONDS) == b"subscribed"
+    secure.paho.publish("a", bytes(100_000))
+    assert arrived.get(timeout=WAIT_SECONDS) == bytes(100_000)
     stop(broker)
 
 

@@ -55,6 +55,11 @@ class BlockingBroker:
         return self._broker.mqtt_address
 
     @property
+    def mqtt_websocket_address(self) -> str:
+        """As `Broker.mqtt_websocket_address`."""
+        return self._broker.mqtt_websocket_address
+
+    @property
     def mqtt_tls_address(self) -> str:
         """As `Broker.mqtt_tls_address`."""
         return self._broker.mqtt_tls_address

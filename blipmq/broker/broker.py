@@ -87,6 +87,7 @@ LAYERS: dict[str, dict[str, bool]] = {
     "server.bind_addr": {},
     "server.ws_bind_addr": {"websocket": True},
     "mqtt.bind_addr": {"mqtt": True},
+    "mqtt.ws_bind_addr": {"mqtt": True, "websocket": True},
 }
 
 
@@ -199,7 +200,8 @@ class Broker:
         self._protocol = NativeProtocol(core, self._connections, self._rules, self.log, self._status, self._operators)
         self._status.sampled = self._sampled
         self._sys: SysTopics | None = None
-        if self.config.mqtt.bind_addr or self.config.mqtt.tls_bind_addr:
+        mqtt = self.config.mqtt
+        if mqtt.bind_addr or mqtt.tls_bind_addr or mqtt.ws_bind_addr:
             from blipmq.broker.sys_topics import SysTopics  # imported here because only MQTT clients expect them
 
             self._sys = SysTopics(core.publish, time.monotonic, self.config.mqtt.sys_interval_s)
@@ -297,6 +299,11 @@ class Broker:
     def mqtt_address(self) -> str:
         """The MQTT listening address with its real port; "" without such a listener."""
         return self._address("mqtt.bind_addr")
+
+    @property
+    def mqtt_websocket_address(self) -> str:
+        """The listening address for MQTT over WebSocket with its real port; "" without such a listener."""
+        return self._address("mqtt.ws_bind_addr")
 
     @property
     def tls_address(self) -> str:

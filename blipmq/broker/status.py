@@ -303,6 +303,7 @@ class Status:
         addresses = {
             "address": self.addresses.get("mqtt.bind_addr", ""),
             "tls_address": self._tls_address("mqtt.tls_bind_addr"),
+            "websocket_address": self.addresses.get("mqtt.ws_bind_addr", ""),
         }
         return addresses if any(addresses.values()) else None
 

@@ -159,7 +159,7 @@ def _core_terms(config: Config) -> list[Term]:
 
 
 def _websocket_terms(config: Config) -> list[Term]:
-    if not config.server.ws_bind_addr:
+    if not config.server.ws_bind_addr and not config.mqtt.ws_bind_addr:
         return []
     n, pending = config.server.max_connections, config.limits.max_pending
     frames, requests = n * WEBSOCKET_CONNECTION_BYTES, pending * WEBSOCKET_REQUEST_BYTES

@@ -188,6 +188,7 @@ class _Reading(Reading):
             ("server.ws_bind_addr", server.ws_bind_addr, "listen on 127.0.0.1"),
             ("mqtt.bind_addr", mqtt.bind_addr, "listen on 127.0.0.1"),
             ("mqtt.tls_bind_addr", mqtt.tls_bind_addr, "set tls.require_client_cert = true"),
+            ("mqtt.ws_bind_addr", mqtt.ws_bind_addr, "listen on 127.0.0.1"),
         ):
             certified = path.endswith(".tls_bind_addr") and config.tls.require_client_cert
             if addr and not certified and not is_loopback(split_address(addr)[0]):
@@ -207,7 +208,11 @@ class _Reading(Reading):
     def _check_mqtt(self, config: Config) -> None:
         server, mqtt = config.server, config.mqtt
         used = [server.bind_addr, server.tls_bind_addr, server.ws_bind_addr, config.metrics.bind_addr]
-        for path, addr in ("mqtt.bind_addr", mqtt.bind_addr), ("mqtt.tls_bind_addr", mqtt.tls_bind_addr):
+        for path, addr in (
+            ("mqtt.bind_addr", mqtt.bind_addr),
+            ("mqtt.tls_bind_addr", mqtt.tls_bind_addr),
+            ("mqtt.ws_bind_addr", mqtt.ws_bind_addr),
+        ):
             if addr and addr in used and split_address(addr)[1]:
                 self._clash(path, f'"{addr}" is used by another setting too; set another port for MQTT')
             used.append(addr)

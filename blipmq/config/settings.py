@@ -117,6 +117,12 @@ class Mqtt(Section):
         "Where to listen for MQTT over TLS, with the certificate of `[tls]`. The usual port is 8883. Empty: no such listener.",
         check=split_address,
     )
+    ws_bind_addr: str = key(
+        "",
+        "Where to listen for MQTT over WebSocket (ws://ADDRESS:PORT/mqtt), for browsers and behind web proxies. Empty: no such "
+        "listener; `mqtt.tls_bind_addr` accepts wss:// in any case.",
+        check=split_address,
+    )
     max_keepalive_s: int = key(
         0,
         "Longest keep-alive of an MQTT 5 client. A client that asks for a longer one, or for none, is told to use this one. "

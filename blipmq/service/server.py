@@ -45,7 +45,8 @@ def run(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     """Serve until a signal stops the broker; returns the exit status. `reload` reads the configuration again."""
     config = loaded.config
     server, mqtt = config.server, config.mqtt
-    if not any((server.bind_addr, server.tls_bind_addr, server.ws_bind_addr, mqtt.bind_addr, mqtt.tls_bind_addr)):
+    ours = (server.bind_addr, server.tls_bind_addr, server.ws_bind_addr)
+    if not any((*ours, mqtt.bind_addr, mqtt.tls_bind_addr, mqtt.ws_bind_addr)):
         raise ConfigError(
             "server.bind_addr is empty, so no client can connect. Set an address, such as 127.0.0.1:7878."
         )
@@ -129,6 +130,7 @@ class Process:
             "websocket": broker.websocket_address,
             "mqtt": broker.mqtt_address,
             "mqtt_tls": broker.mqtt_tls_address,
+            "mqtt_websocket": broker.mqtt_websocket_address,
         }
         if self._is_ready or self._bind_retry.unready or not any(addresses.values()):
             return
