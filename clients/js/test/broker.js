@@ -75,7 +75,7 @@ export async function startBroker(sections = {}) {
 /** A proxy to the broker's WebSocket port. `cut` ends its connections; `deaf`: bytes of the broker are not passed on. */
 export async function startProxy(broker) {
   const pairs = new Set();
-  const proxy = { refuses: false, deaf: false, stalled: false, accepted: 0 };
+  const proxy = { refuses: false, deaf: false, stalled: false, accepted: 0, answers: 0 };
   const server = createServer((near) => {
     proxy.accepted++;
     if (proxy.refuses) return void near.destroy();
@@ -91,7 +91,10 @@ export async function startProxy(broker) {
       });
     }
     near.on("data", (data) => far.write(data));
-    far.on("data", (data) => proxy.deaf || near.write(data));
+    far.on("data", (data) => {
+      proxy.answers++;
+      if (!proxy.deaf) near.write(data);
+    });
     if (proxy.stalled) near.pause();
   });
   server.listen(0, "127.0.0.1");
