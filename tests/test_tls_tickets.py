@@ -22,8 +22,8 @@ class CoreAlike:
         self.contexts.append(context)
         module.lib.bqtls_context_free(module.ffi.cast("void *", context))
 
-    def listen(self, fd, secure):
-        assert secure
+    def listen(self, fd, secure, mqtt):
+        assert secure and not mqtt
         os.close(fd)
 
 
