@@ -23,15 +23,4 @@ enum frame_outcome publishing_otherwise(net_t *net, connection_t *connection, to
 /* The client's share of this turn is used up. */
 void publishing_share_used_up(net_t *net, connection_t *connection);
 
-/* The topic of that name, in place of connection->last_topic. NULL: *error is negative. */
-static inline topic_t *publishing_topic(net_t *net, connection_t *connection, const uint8_t *name, uint32_t size, int *error) {
-    topic_t *topic = publish_topic(&net->broker, connection->last_topic, name, size, error);
-    if (BQ_UNLIKELY(!topic && *error == PUBLISH_RUN_OPEN)) {
-        net_run_close(net);
-        topic = publish_topic(&net->broker, connection->last_topic, name, size, error);
-    }
-    if (BQ_LIKELY(topic != NULL)) connection->last_topic = topic;
-    return topic;
-}
-
 #endif

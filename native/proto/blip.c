@@ -159,12 +159,17 @@ static NOINLINE enum frame_outcome publish_otherwise(net_t *net, connection_t *c
 
 static enum frame_outcome request_publish(net_t *net, connection_t *connection, const bq_view_t *view) {
     int error = 0;
-    topic_t *topic = publishing_topic(net, connection, view->topic, view->topic_size, &error);
+    topic_t *topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
+    if (BQ_UNLIKELY(!topic && error == PUBLISH_RUN_OPEN)) {
+        net_run_close(net);
+        topic = publish_topic(&net->broker, connection->last_topic, view->topic, view->topic_size, &error);
+    }
     if (BQ_UNLIKELY(!topic)) {
         if (error == BQ_E_MEMORY)
             return refuse(net, connection, view->seq, BQ_OUTCOME_UNAVAILABLE, "the broker is out of memory: try again later");
         return bad_frame(net, connection, view->seq, error);
     }
+    connection->last_topic = topic;
     if (BQ_UNLIKELY(connection->client.acl != NULL) && !acl_allow(connection->client.acl, topic)) {
         net->broker.stats.publishes_not_allowed++;
         return refuse(net, connection, view->seq, BQ_OUTCOME_NOT_ALLOWED, "this key may not publish to this topic");

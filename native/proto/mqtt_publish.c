@@ -264,6 +264,14 @@ static bool is_reserved(mqtt_text_t topic) {
     return false;
 }
 
+/* NULL: *error is negative. */
+static topic_t *topic_find(net_t *net, const connection_t *connection, mqtt_text_t name, int *error) {
+    topic_t *topic = publish_topic(&net->broker, connection->last_topic, name.bytes, name.size, error);
+    if (topic || *error != PUBLISH_RUN_OPEN) return topic;
+    net_run_close(net);
+    return publish_topic(&net->broker, connection->last_topic, name.bytes, name.size, error);
+}
+
 enum frame_outcome mqtt_publish(net_t *net, connection_t *connection, const mqtt_frame_t *frame, const uint8_t *body) {
     mqtt_publish_t publish;
     uint8_t reason = 0;
@@ -276,9 +284,10 @@ enum frame_outcome mqtt_publish(net_t *net, connection_t *connection, const mqtt
     if (BQ_UNLIKELY(!topic || !topic_is(topic, publish.topic.bytes, publish.topic.size))) {
         error = mqtt_topic_check(publish.topic.bytes, publish.topic.size, MQTT_TOPIC_BYTES_MAX);
         if (error) return mqtt_violation(net, connection, error);
-        topic = publishing_topic(net, connection, publish.topic.bytes, publish.topic.size, &error);
+        topic = topic_find(net, connection, publish.topic, &error);
         if (!topic && error == BQ_E_MEMORY) return refuse(net, connection, &publish, BQ_OUTCOME_UNAVAILABLE, NO_MEMORY);
         if (!topic) return mqtt_end(net, connection, MQTT_TOPIC_NAME_INVALID, BQ_CLOSE_FRAME, topic_error(error));
+        connection->last_topic = topic;
     }
     const bool reserved = is_reserved(publish.topic);
     if (BQ_UNLIKELY(reserved || (connection->client.acl && !acl_allow(connection->client.acl, topic)))) {
