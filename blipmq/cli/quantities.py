@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from fractions import Fraction
 
 _TIMES_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZES = {
@@ -18,11 +17,15 @@ _SIZES = {
 _NUMBER = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,9})?) ?([a-z]*)", re.IGNORECASE | re.ASCII)
 
 
-def _read(text: str, units: dict[str, int], usual: str) -> Fraction | None:
-    """The quantity in the smallest unit; None if the text is none."""
+def _read(text: str, units: dict[str, int], usual: str) -> int | None:
+    """The quantity in the smallest unit; None if the text is none, or no whole number of that unit."""
     found = _NUMBER.fullmatch(text)
     unit = units.get((found[2] or usual).lower()) if found else None
-    return Fraction(found[1]) * unit if found and unit else None
+    if not found or not unit:
+        return None
+    whole, _, part = found[1].partition(".")
+    value, rest = divmod(int(whole + part) * unit, 10 ** len(part))
+    return None if rest else value
 
 
 def milliseconds(least: int = 0, most: int = (1 << 64) - 1) -> Callable[[str], int]:
@@ -30,12 +33,12 @@ def milliseconds(least: int = 0, most: int = (1 << 64) - 1) -> Callable[[str], i
 
     def parse(text: str) -> int:
         value = _read(text, _TIMES_MS, "ms")
-        if value is None or value.denominator != 1 or not least <= value <= most:
+        if value is None or not least <= value <= most:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a time, such as 500 (milliseconds), 500ms, 5s, 1.5m, 24h or 7d"
                 + (f", from {least} ms to {most} ms" if least or most < 1 << 63 else "")
             )
-        return int(value)
+        return value
 
     return parse
 
@@ -45,11 +48,11 @@ def seconds(least_s: int = 0, most_s: int = 10**9) -> Callable[[str], int | floa
 
     def parse(text: str) -> int | float:
         value = _read(text, _TIMES_MS, "s")
-        if value is None or value.denominator != 1 or not least_s * 1000 <= value <= most_s * 1000:
+        if value is None or not least_s * 1000 <= value <= most_s * 1000:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a time, such as 5 (seconds), 500ms, 5s, 1.5m, 24h or 7d, from {least_s} s to {most_s} s"
             )
-        return int(value / 1000) if value % 1000 == 0 else float(value / 1000)
+        return value / 1000 if value % 1000 else value // 1000
 
     return parse
 
@@ -59,10 +62,10 @@ def size(least: int, most: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         value = _read(text, _SIZES, "b")
-        if value is None or value.denominator != 1 or not least <= value <= most:
+        if value is None or not least <= value <= most:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a size, such as 512 (bytes), 64KB, 64KiB or 4MiB, from {least} to {most} bytes"
             )
-        return int(value)
+        return value
 
     return parse
