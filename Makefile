@@ -81,7 +81,7 @@ test-bare: ## `make run` to its first message and `make test` on bare Debian 12 
 	@packaging/bare bookworm run test
 	@packaging/bare trixie run test
 
-test-bare-ci: ## as `make test-bare`, but without the tests of the core alone on Debian 13
+test-bare-ci: ## as `make test-bare`, but without the tests of the core and of the JavaScript client alone on Debian 13
 	@packaging/bare bookworm run test
 	@packaging/bare trixie run share
 
@@ -126,9 +126,10 @@ format: $(VENV)/.dev ## format Python and C for `make check`
 # The suite on a copy of the tree whose core is built with AddressSanitizer and UndefinedBehaviorSanitizer. Brokers in separate
 # processes write their findings to files, so a finding is not lost with the standard error. libubsan comes first because both
 # run-time libraries of gcc define the function that sets the file. Left out are tests without a core, tests that build sanitized
-# programs or run other programs (curl), and test_crash, which preloads its own disk.
+# programs or run other programs (curl, Node), and test_crash, which preloads its own disk.
 WITHOUT_CORE := test_house_rules.py test_promises.py test_docs.py test_native_leaves.py test_wal_programs.py test_crash.py test_bench.py \
-	test_fuzz.py test_planted.py test_mqtt_codec.py test_mqtt_twins.py
+	test_fuzz.py test_planted.py test_mqtt_codec.py test_mqtt_twins.py test_retained.py test_flight.py test_js_client.py test_left_out.py \
+	test_conformance.py test_convert_mosquitto.py
 asan: $(VENV)/.test ## run the test suite on a core built with ASan and UBSan
 	@$(TEST_PROGRAMS)
 	@echo "==> building the core with sanitizers in $(ASAN)"
