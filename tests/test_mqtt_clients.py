@@ -77,6 +77,7 @@ class Client:
     def close(self) -> None:
         self.paho.disconnect()
         self.paho.loop_stop()
+        self.paho._reset_sockets()  # closes the pair that wakes its thread; paho leaves that to the garbage collector
         self._socket.close()  # paho leaves that of a WebSocket open
 
 
