@@ -211,8 +211,8 @@ BUGS: dict[str, Bug] = {
     "kept_entry_sent_twice": bug(
         "outqueue.c",
         (
-            "    hold->other = entry;\n    entry_insert_after(queue, queue->tail, entry);",
-            "    hold->other = entry;\n    entry_insert_after(queue, queue->tail, entry);\n"
+            "    hold->count = run->size;\n    entry_insert_after(queue, queue->tail, entry);",
+            "    hold->count = run->size;\n    entry_insert_after(queue, queue->tail, entry);\n"
             "    queue_entry_t *twin = entry_new(env, queue, run);\n    if (!twin) return true;\n"
             "    twin->kept = true;\n    entry_insert_after(queue, queue->tail, twin);",
         ),
