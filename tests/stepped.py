@@ -267,8 +267,11 @@ class Bench:
         self.turn()
 
     def connect(self, kind: Callable[[Bench, socket.socket], Any] = SocketClient) -> Any:
-        """A client of that kind over TCP, after `listen`."""
-        return self._over(socket.create_connection(self.address), kind)
+        """A client of that kind over TCP, after `listen`. The kernel sends each of its writes at once: the core takes as many
+        turns as it has input, and would not wait for a delayed segment."""
+        ours = socket.create_connection(self.address)
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._over(ours, kind)
 
     def _over(self, ours: socket.socket, kind: Callable[[Bench, socket.socket], Any]) -> Any:
         return self.use(kind(self, ours))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from admission_model import AdmissionModel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from stepped import SocketClient
 from toy import ALERT, DATA, HANDSHAKE, Records, Toy, ToyBench, ToyClient
@@ -263,6 +263,7 @@ class Doors:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(steps=[("arrive", "tls"), ("step", 0), ("half", 0), ("step", 0)], total=1, most=3, keys=False)
 @given(steps=STEPS, total=st.integers(1, 5), most=st.integers(3, 8), keys=st.booleans())
 def test_handshakes_stand_in_the_admission_as_the_reference_model_says(toy, steps, total, most, keys):
     limits = {"max_pending": total, "max_connections": most, "hello_timeout_ms": 500, "require_hello": int(keys)}
