@@ -5,18 +5,15 @@ Invariant: `read` passes each packet in memory of its own, and returns copies.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from cffi import FFI
+import c_library
+from c_library import NATIVE
 from mqtt_packets import AUTH, CONNECT, DISCONNECT, PINGREQ, PROPERTIES, PUBLISH, SUBSCRIBE, UNSUBSCRIBE
 from mqtt_rows import TOPIC_MAX
 
-NATIVE = Path(__file__).resolve().parent.parent / "native"
-CC = os.environ.get("CC", "cc").split()
 CODEC = ("mqtt_codec.c", "mqtt_connect.c", "mqtt_error.c", "mqtt_properties.c", "mqtt_topic.c", "mqtt_writer.c")
 SOURCES = [*(NATIVE / "proto" / name for name in CODEC), NATIVE / "base" / "topic_name.c"]
 HEADERS = [NATIVE / "proto" / name for name in ("mqtt_error.h", "mqtt_properties.h", "mqtt_codec.h")]
@@ -27,23 +24,14 @@ ERROR_BASE = -200
 
 
 def declarations() -> str:
-    """The headers without comments, preprocessor lines and the enums that macros make."""
-    found = "".join(path.read_text(encoding="utf-8") for path in HEADERS)
-    found = re.sub(r"/\*.*?\*/", " ", found, flags=re.DOTALL)
-    found = re.sub(r"^#(?:.*\\\n)*.*\n", "", found, flags=re.MULTILINE)
-    return re.sub(r"^enum (?:\w+ )?\{ ?MQTT_ERRORS.*$", "", found, flags=re.MULTILINE)
+    """The headers without the enums that macros make, and a function of base/topic_name.h."""
+    found = re.sub(r"^enum (?:\w+ )?\{ ?MQTT_ERRORS.*$", "", c_library.declarations(*HEADERS), flags=re.MULTILINE)
+    return found + "int filter_matches(int, const uint8_t *, uint32_t, const uint8_t *, uint32_t);"
 
 
 class Codec:
     def __init__(self, directory: Path) -> None:
-        library = directory / "mqtt.so"
-        flags = ["-std=c11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-shared", "-fPIC"]
-        subprocess.run([*CC, *flags, *map(str, SOURCES), "-o", str(library)], check=True)
-        self.ffi = FFI()
-        self.ffi.cdef(declarations())
-        # of base/topic_name.h
-        self.ffi.cdef("int filter_matches(int, const uint8_t *, uint32_t, const uint8_t *, uint32_t);")
-        self.lib = self.ffi.dlopen(str(library))
+        self.ffi, self.lib = c_library.load(directory, SOURCES, declarations(), "-std=c11", "-O2")
 
     # ---- reading --------------------------------------------------------------------------------------------------
 

@@ -5,22 +5,19 @@ Invariant: nothing that the C code reads is compared with what it reads itself.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import c_library
 import mqtt_packets as mqtt
 import pytest
-from cffi import FFI
+from c_library import NATIVE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mqtt_codec import SOURCES
 
 from blipmq.wire import frames as wire
 
-NATIVE = Path(__file__).resolve().parent.parent / "native"
-CC = os.environ.get("CC", "cc").split()
 BLIP, MQTT_5, MQTT_3 = range(3)
 GUARD_BYTES = 64
 DECLARATIONS = """
@@ -52,24 +49,8 @@ class Message(NamedTuple):
 
 class Encodings:
     def __init__(self, directory: Path) -> None:
-        library = directory / "encoding.so"
-        flags = [
-            "-std=c11",
-            "-O1",
-            "-g",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            f"-I{NATIVE}",
-            "-shared",
-            "-fPIC",
-            "-DBQ_CHECK",
-        ]
         sources = [*SOURCES, NATIVE / "proto" / "encoding.c", NATIVE / "proto" / "blip_codec.c"]
-        subprocess.run([*CC, *flags, *map(str, sources), "-o", str(library)], check=True)
-        self.ffi = FFI()
-        self.ffi.cdef(DECLARATIONS)
-        self.lib: Any = self.ffi.dlopen(str(library))
+        self.ffi, self.lib = c_library.load(directory, sources, DECLARATIONS, "-std=c11", "-O1", "-DBQ_CHECK")
 
     def message(self, message: Message) -> tuple[Any, list[Any]]:
         texts = [

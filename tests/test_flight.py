@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
+import c_library
 import pytest
+from c_library import NATIVE
 from cffi import FFI
 
-NATIVE = Path(__file__).resolve().parent.parent / "native"
-CC = os.environ.get("CC", "cc").split()
 LOGGING, SENT, RECEIVED, RELEASED = 1, 2, 3, 4
 ON_DURABLE, ON_PUBACK, ON_PUBREC, ON_REFUSED, ON_PUBCOMP = range(5)
 NOTHING, SEND_PUBLISH, LOG_RECEIVED, SEND_PUBREL, SETTLE, UNKNOWN, WRONG = range(7)
@@ -28,21 +25,14 @@ void pool_release(pool_t *);
 
 
 def declarations() -> str:
-    text = (NATIVE / "broker" / "flight.h").read_text(encoding="utf-8")
-    text = re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    text = c_library.declarations(NATIVE / "broker" / "flight.h")
     return DECLARATIONS + re.sub(r"^static inline .*?\}\n", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
-    library = tmp_path_factory.mktemp("flight") / "flight.so"
     sources = [NATIVE / "broker" / "flight.c", NATIVE / "base" / "pool.c"]
-    flags = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", "-shared", "-fPIC", "-DBQ_CHECK"]
-    subprocess.run([*CC, *flags, *map(str, sources), "-o", str(library)], check=True)
-    ffi = FFI()
-    ffi.cdef(declarations())
-    return ffi, ffi.dlopen(str(library))
+    return c_library.load(tmp_path_factory.mktemp("flight"), sources, declarations(), "-std=c11", "-O1", "-DBQ_CHECK")
 
 
 class Model:

@@ -12,7 +12,8 @@ from typing import Any
 
 import mqtt_packets as mqtt
 import pytest
-from mqtt_codec import CC, ERROR_BASE, ERRORS, NATIVE, SOURCES, Codec
+from c_library import CC, NATIVE
+from mqtt_codec import ERROR_BASE, ERRORS, SOURCES, Codec
 from mqtt_packets import connect
 from mqtt_rows import ROWS
 

@@ -5,23 +5,19 @@ Invariant: the model is a dict from topic to value. It knows nothing about table
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from c_library import NATIVE, load
 from cffi import FFI
 
 from blipmq.wire.topics import match
 
 TESTS = Path(__file__).resolve().parent
-NATIVE = TESTS.parent / "native"
-CC = os.environ.get("CC", "cc").split()
 PARTS = ["broker/retained.c", "base/pool.c", "base/wheel.c", "base/hash.c", "base/topic_name.c"]
-FLAGS = ["-std=gnu11", "-O1", "-g", "-DBQ_CHECK", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
 SHORT, LONG = 20_000, 1_000_000  # steps of the comparison: in the suite, and in `make slow`
 
 TOPICS = [f"site/{number}/{what}" for number in range(60) for what in ("temp", "state")] + [
@@ -141,12 +137,8 @@ class Index:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
-    shared = tmp_path_factory.mktemp("retained") / "retained.so"
-    sources = [str(TESTS / "native" / "retained_scene.c"), *(str(NATIVE / part) for part in PARTS)]
-    subprocess.run([*CC, *FLAGS, "-shared", "-fPIC", *sources, "-o", str(shared)], check=True)
-    ffi = FFI()
-    ffi.cdef(DECLARATIONS)
-    return ffi, ffi.dlopen(str(shared))
+    sources = [TESTS / "native" / "retained_scene.c", *(NATIVE / part for part in PARTS)]
+    return load(tmp_path_factory.mktemp("retained"), sources, DECLARATIONS, "-std=gnu11", "-O1", "-DBQ_CHECK")
 
 
 @pytest.fixture
