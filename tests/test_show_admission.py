@@ -130,6 +130,25 @@ def served(reader, writer, n):
     assert reader.next().payload == b"%d" % n
 
 
+def crowd_ends(broker, crowd, served_now):
+    """UNADMITTED clients come, send a byte a second and are closed by the broker. `served_now(n)` is called during the whole
+    time. Returns the highest memory of the broker, bytes."""
+    most = came = ended = 0
+    next_byte = time.monotonic()
+    while crowd.ended < UNADMITTED:
+        if came < UNADMITTED:
+            crowd.come(100)
+            came += 100
+        if time.monotonic() >= next_byte:
+            crowd.send_a_byte_each()
+            next_byte += 1
+        crowd.look()
+        ended += 1
+        served_now(ended)
+        most = max(most, broker.rss_bytes())
+    return most
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "limits",
@@ -147,21 +166,8 @@ def test_ten_thousand_slow_unauthenticated_connections_cost_little(
     reader = connect(broker, hello=True).subscribe("inside")
     writer = connect(broker, hello=True)
     served(reader, writer, 0)
-    before, most = broker.rss_bytes(), 0
-    crowd = unadmitted(broker)
-    came = ended = 0
-    next_byte = time.monotonic()
-    while crowd.ended < UNADMITTED:
-        if came < UNADMITTED:
-            crowd.come(100)
-            came += 100
-        if time.monotonic() >= next_byte:
-            crowd.send_a_byte_each()
-            next_byte += 1
-        crowd.look()
-        ended += 1
-        served(reader, writer, ended)  # during the whole time
-        most = max(most, broker.rss_bytes())
+    before = broker.rss_bytes()
+    most = crowd_ends(broker, unadmitted(broker), lambda n: served(reader, writer, n))
     record_property("growth_bytes", most - before)
     assert most - before < GROWTH_BYTES_MAX
     timeouts = metric(broker, "blipmq_connections_hello_timeouts_total")
@@ -213,23 +219,15 @@ def test_ten_thousand_slow_strangers_at_the_tls_port_stay_within_the_documented_
     slow = hello + b"\x14\x03\x03\x00\x01\x01\x17\x03\x03\x00\xff" + bytes(60) if half_open else hello
     crowd = UnadmittedClients((host, int(port)), slow, len(hello) if half_open else 1, half_open)
     served(reader, writer, 0)
-    before, most = broker.rss_bytes(), 0
-    came = ended = 0
-    next_byte = time.monotonic()
+    before = broker.rss_bytes()
+
+    def both_served(n):
+        served(reader, writer, n)
+        secure.sendall(command(PUB, "inside", b"%d over TLS" % n))
+        assert reader.next().payload == b"%d over TLS" % n
+
     with secure, contextlib.closing(crowd):
-        while crowd.ended < UNADMITTED:
-            if came < UNADMITTED:
-                crowd.come(100)
-                came += 100
-            if time.monotonic() >= next_byte:
-                crowd.send_a_byte_each()
-                next_byte += 1
-            crowd.look()
-            ended += 1
-            served(reader, writer, ended)  # during the whole time
-            secure.sendall(command(PUB, "inside", b"%d over TLS" % ended))
-            assert reader.next().payload == b"%d over TLS" % ended
-            most = max(most, broker.rss_bytes())
+        most = crowd_ends(broker, crowd, both_served)
     pending_max = UNADMITTED if limits else 1024
     record_property("growth_bytes", most - before)
     assert most - before < TLS_BYTES + pending_max * TLS_HANDSHAKE_BYTES + (32 << 20)
