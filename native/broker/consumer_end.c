@@ -12,7 +12,8 @@ static void member_told(broker_t *broker, const consumer_t *consumer, client_t *
         client->subscription_count--;
         client_release_waiters(broker, client);
     }
-    client->protocol->ended(broker, client, filter, size, consumer_group(consumer), consumer->group_size);
+    if (client->protocol->ended)
+        client->protocol->ended(broker, client, filter, size, consumer_group(consumer), consumer->group_size);
     event_unsubscribed(broker, client, filter, size, consumer_group(consumer), consumer->group_size, BQ_OUTCOME_ENDED);
     broker->stats.work++;
 }

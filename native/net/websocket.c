@@ -47,11 +47,6 @@ static void none_published(broker_t *broker, client_t *client, uint64_t seq, uin
     (void)broker, (void)client, (void)seq, (void)id, (void)subscriptions, (void)matched;
 }
 
-static void none_ended(broker_t *broker, client_t *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
-                       uint32_t group_size) {
-    (void)broker, (void)client, (void)filter, (void)filter_size, (void)group, (void)group_size;
-}
-
 static bool none_goodbye(broker_t *broker, client_t *client, enum bq_close reason, const char *why) {
     (void)broker, (void)client, (void)reason, (void)why;
     return false;
@@ -72,7 +67,6 @@ static const protocol_ops_t protocol_none = {.name = "none",
                                              .published = none_published,
                                              .answer = none_answer,
                                              .refuse = none_answer,
-                                             .ended = none_ended,
                                              .goodbye = none_goodbye,
                                              .forward = none_forward};
 

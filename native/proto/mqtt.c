@@ -337,11 +337,6 @@ static void mqtt_not_done(broker_t *broker, client_t *client, uint64_t seq, enum
         mqtt_not_published(broker, client, seq, outcome, why);
 }
 
-static void mqtt_ended(broker_t *broker, client_t *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
-                       uint32_t group_size) {
-    (void)broker, (void)client, (void)filter, (void)filter_size, (void)group, (void)group_size;
-}
-
 const protocol_ops_t protocol_mqtt = {.name = "mqtt",
                                       .greets = true,
                                       .late = "no CONNECT in time",
@@ -353,7 +348,6 @@ const protocol_ops_t protocol_mqtt = {.name = "mqtt",
                                       .published = mqtt_published,
                                       .answer = mqtt_not_done,
                                       .refuse = mqtt_not_done,
-                                      .ended = mqtt_ended,
                                       .granted = mqtt_granted,
                                       .goodbye = mqtt_goodbye,
                                       .closed = mqtt_closed,

@@ -35,7 +35,7 @@ typedef struct protocol_ops {
     void (*answer)(struct broker *broker, struct client *client, uint64_t seq, enum bq_outcome outcome, const char *why);
     /* The same, but a client whose protocol version has no such answer is closed. */
     void (*refuse)(struct broker *broker, struct client *client, uint64_t seq, enum bq_outcome outcome, const char *why);
-    /* An operator ended its subscription. */
+    /* An operator ended its subscription. NULL: the protocol has no such packet. */
     void (*ended)(struct broker *broker, struct client *client, const uint8_t *filter, uint32_t filter_size, const uint8_t *group,
                   uint32_t group_size);
     /* Python has decided on the filters of a request. False: the event ring has no room; the command runs again. NULL: the
